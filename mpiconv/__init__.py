@@ -1,0 +1,30 @@
+"""Cooperative CNN inference over MPI: split a network over devices, exactly, and measure what it gains."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "load_model": "mpiconv.nets",
+    "trace": "mpiconv.nets",
+    "Plan": "mpiconv.partition",
+    "make_plan": "mpiconv.partition",
+    "distribute": "mpiconv.runtime",
+    "MpiconvError": "mpiconv.errors",
+}
+
+__all__ = ["__version__", *_EXPORTS]  # noqa: PLE0604 - the names are strings
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names on first use, so that ``mpiconv --help`` needs neither torch nor MPI."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'mpiconv' has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,72 @@
+"""The ``mpiconv`` command: one file per sub-command, each imported only when it is used."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+import mpiconv
+from mpiconv.errors import MpiconvError
+
+COMMANDS = {
+    "run": "infer over pictures, a folder or random input, split over the ranks (under mpirun)",
+    "plan": "show or save who computes what for a model, a scheme and a number of ranks",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, printed once for all ranks."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit status 2."""
+        from mpiconv.runtime.world import fail
+
+        fail(f"{message} (see {self.prog} --help)", 2)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status; on an error every rank of the job is ended."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _main(words)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            return 0
+        _fail(f"ended with status {stop.code}", 1)
+    except MpiconvError as error:
+        _fail(str(error), error.exit_status)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except Exception as error:
+        if os.environ.get("MPICONV_DEBUG"):
+            traceback.print_exc()
+        from mpiconv.runtime.world import launcher_rank
+
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        _fail(f"rank {launcher_rank()}: {reason} (MPICONV_DEBUG=1 shows where)", 1)
+
+
+def _main(words: list[str]) -> int:
+    parser = Parser(prog="mpiconv", description=mpiconv.__doc__, epilog="mpiconv COMMAND --help tells more.")
+    parser.add_argument("--version", action="version", version=f"mpiconv {mpiconv.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    for name, text in COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if name == chosen:
+            command = import_module(f"mpiconv.cli.{name}")
+            command.add_arguments(sub)
+            sub.set_defaults(run=command.run)
+    arguments = parser.parse_args(words)
+    return int(arguments.run(arguments))
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    from mpiconv.runtime.world import fail
+
+    fail(message, status)

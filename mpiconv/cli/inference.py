@@ -1,0 +1,206 @@
+"""The work behind ``mpiconv run``: join, prepare, infer, check, write, print."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shlex
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from mpi4py import MPI
+from torch.utils._pytree import tree_leaves
+from tqdm import tqdm
+
+from mpiconv.cli.setup import Job, prepare
+from mpiconv.cli.tables import latency, summary, where_time_went
+from mpiconv.errors import MpiconvError
+from mpiconv.measure import Record
+from mpiconv.measure.energy import PAPER, EnergyProfile
+from mpiconv.measure.results import check_writable, write_results
+from mpiconv.runtime.engine import DistributedNet, distribute
+from mpiconv.runtime.messages import bcast_json, on_root
+from mpiconv.runtime.world import join_world
+
+CHECKED_BATCHES = 16
+TOLERANCE = 1e-5
+
+
+def infer(arguments: argparse.Namespace) -> int:
+    """Infer, measure, check, write, print; collective. Exit status 0, or 1 if the check fails."""
+    comm = join_world()
+    torch.set_num_threads(arguments.threads)
+
+    def ready() -> Job:
+        for path in (arguments.output, arguments.answers):
+            if path:
+                check_writable(path)
+        return prepare(arguments, comm.size)
+
+    job = on_root(comm, ready)
+    if job is not None:
+        _notes(arguments, job)
+    net = distribute(job.model if job else None, job.plan if job else None, comm)
+    frames = bcast_json(comm, _frames(arguments, job) if job else None)
+    if job is None:
+        for index in range(arguments.warmup + frames):
+            if index == arguments.warmup:
+                net.reset()
+            net()
+        net.collect()
+        return 0
+    outputs = _run_all(arguments, job, net, frames)
+    record = net.collect()
+    assert record is not None  # noqa: S101 - this is rank 0
+    return _finish(arguments, job, record, outputs)
+
+
+def _frames(arguments: argparse.Namespace, job: Job) -> int:
+    """Measured inferences: as many as asked for, and every picture at least once."""
+    return max(int(arguments.repeats), job.batches)
+
+
+def _run_all(arguments: argparse.Namespace, job: Job, net: DistributedNet, frames: int) -> list[Any]:
+    """Run all inferences on the root; the outputs of the first pass over the pictures, batch by batch."""
+    outputs = []
+    images = job.batch(0)
+    for _ in range(arguments.warmup):
+        net(images)
+    net.reset()
+    with open(arguments.answers, "w", encoding="utf-8") if arguments.answers else nullcontext() as answers:
+        hidden = arguments.quiet or not sys.stderr.isatty()
+        for index in tqdm(range(frames), desc="inferences", unit="", disable=hidden, file=sys.stderr):
+            if job.batches > 1:
+                images = job.batch(index)
+            output = net(images)
+            if index < job.batches:
+                outputs.append(output)
+                if answers is not None:
+                    for line in _predictions(job, output, index):
+                        print(json.dumps({k: line[k] for k in ("index", "label", "score")}), file=answers, flush=True)
+    return outputs
+
+
+def _predictions(job: Job, output: Any, batch: int) -> list[dict[str, Any]]:
+    """The best class of every picture in a batch; none for a network that is no classifier."""
+    if not isinstance(output, torch.Tensor) or output.dim() != 2:
+        return []
+    scores, classes = torch.softmax(output, 1).max(1)
+    start = batch * job.plan.batch
+    count = min(job.plan.batch, len(job.pictures) - start)
+    return [
+        {
+            "index": start + i,
+            "image": job.pictures.name(start + i),
+            "label": job.info.label(int(classes[i])),
+            "score": float(scores[i]),
+        }
+        for i in range(count)
+    ]
+
+
+def _check(job: Job, outputs: list[Any]) -> dict[str, Any]:
+    """Compare with the unsplit model in eager torch: largest error, absolute and relative to the largest output."""
+    worst, relative, equal = 0.0, 0.0, True
+    checked = outputs[:CHECKED_BATCHES]
+    with torch.inference_mode():
+        for index, output in enumerate(checked):
+            reference = job.model(job.batch(index))
+            for mine, wanted in zip(tree_leaves(output), tree_leaves(reference), strict=True):
+                error = float((mine - wanted).abs().max())
+                largest = float(wanted.abs().max())
+                ratio = error / largest if largest else error
+                worst = max(worst, error if math.isfinite(error) else math.inf)
+                relative = max(relative, ratio if math.isfinite(ratio) else math.inf)
+                equal = equal and bool(torch.equal(mine, wanted))
+    return {"max_abs_error": worst, "max_rel_error": relative, "equal": equal, "batches": len(checked)}
+
+
+def _finish(arguments: argparse.Namespace, job: Job, record: Record, outputs: list[Any]) -> int:
+    """What rank 0 does with the outputs and measurements of all ranks."""
+    check = _check(job, outputs) if arguments.check else None
+    predictions = [line for index, output in enumerate(outputs) for line in _predictions(job, output, index)]
+    profile = replace(PAPER, link_bytes_per_s=arguments.link_rate)
+    if arguments.output:
+        write_results(arguments.output, record, profile, _attributes(arguments, job, check))
+    if arguments.json:
+        print(json.dumps(_report(arguments, job, record, profile, predictions, check)))
+    else:
+        print(summary(job, record, predictions, check, TOLERANCE))
+        if not arguments.quiet:
+            print(where_time_went(record))
+            if arguments.output:
+                print(f"results  {arguments.output}")
+    sys.stdout.flush()
+    if check is not None and not check["max_rel_error"] <= TOLERANCE:
+        raise MpiconvError(
+            f"the split output differs from the unsplit one by {check['max_rel_error']:.3g} of the largest output, "
+            f"more than {TOLERANCE:g}"
+        )
+    return 0
+
+
+def _attributes(arguments: argparse.Namespace, job: Job, check: dict[str, Any] | None) -> dict[str, Any]:
+    plan = job.plan
+    found = {f"check_{key}": value for key, value in (check or {}).items()}
+    return {
+        "command_line": shlex.join(["mpiconv", *sys.argv[1:]]),
+        "model": job.info.name,
+        "weights": job.info.trained or f"random, seed {arguments.seed}",
+        "scheme": plan.scheme,
+        "shares": list(plan.shares),
+        "gather": plan.graph.gather,
+        "plan": plan.to_json(),
+        "input_shape": list(plan.input_shape),
+        "batch": plan.batch,
+        "repeats": _frames(arguments, job),
+        "warmup": arguments.warmup,
+        "mpi_library": MPI.Get_library_version().strip("\0 \n"),
+        "torch_version": str(torch.__version__),
+        **found,
+    }
+
+
+def _report(
+    arguments: argparse.Namespace, job: Job, record: Record, profile: EnergyProfile, predictions: list[Any], check: Any
+) -> dict[str, Any]:
+    """The object that --json prints."""
+    return {
+        "model": job.info.name,
+        "scheme": job.plan.scheme,
+        "ranks": job.plan.ranks,
+        "batch": job.plan.batch,
+        "input_shape": list(job.plan.input_shape),
+        "latency_s": latency(record),
+        "throughput_fps": job.plan.batch / latency(record)["mean"],
+        "bytes_sent": record.bytes_sent.sum(axis=1).tolist(),
+        "bytes_received": record.bytes_received.sum(axis=1).tolist(),
+        "weight_bytes": record.weight_bytes.tolist(),
+        "peak_rss_bytes": record.peak_rss_bytes.tolist(),
+        "compute_energy_j": profile.compute_joules(record).tolist(),
+        "transfer_energy_j": profile.transfer_joules(record).tolist(),
+        "predictions": [{key: line[key] for key in ("image", "label", "score")} for line in predictions],
+        "check": check,
+        "output": arguments.output,
+    }
+
+
+def _notes(arguments: argparse.Namespace, job: Job) -> None:
+    """Say once, on stderr, what the user may not expect."""
+    if arguments.quiet:
+        return
+    notes = []
+    if job.plan.ranks == 1:
+        notes.append("running on one rank; start more with: mpirun -n 2 mpiconv run ... (README: across devices)")
+    units = len(job.plan.graph.body)
+    for rank, names in job.plan.idle.items():
+        where = "any unit" if len(names) == units else ", ".join(names)
+        notes.append(f"rank {rank} has nothing to compute in {where}")
+    if not job.info.trained:
+        notes.append(f"the weights of {job.info.name} are random (seed {arguments.seed}): its answers mean nothing")
+    for note in notes:
+        print(f"mpiconv: note: {note}", file=sys.stderr, flush=True)

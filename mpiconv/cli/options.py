@@ -1,0 +1,119 @@
+"""Options that several commands share, and the types of their values."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+
+from mpiconv.errors import UsageError
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """What is computed: model, weights, classes, input size, batch, seed."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", default="alexnet", help="a named model or package.module:callable (default: %(default)s)"
+    )
+    group.add_argument(
+        "--weights", metavar="FILE", help=".safetensors or .pth file (default: the package's, else random)"
+    )
+    group.add_argument("--classes", type=positive, metavar="N", help="outputs (default: what the weights have, or 10)")
+    group.add_argument(
+        "--input-size", type=size, metavar="HxW", help="rows x columns in pixels (default: the model's own)"
+    )
+    group.add_argument(
+        "--batch", type=positive, default=1, metavar="N", help="pictures that travel together (default: 1)"
+    )
+    group.add_argument("--seed", type=int, default=0, help="seed of random weights and pictures (default: %(default)s)")
+
+
+def add_split_options(parser: argparse.ArgumentParser) -> None:
+    """Who computes what: scheme, shares, offload, gather, plan file."""
+    group = parser.add_argument_group("split")
+    group.add_argument(
+        "--scheme",
+        default="kpm",
+        help="single, kpm (kernels), wpm (rows), grid, fused or replicated (default: %(default)s)",
+    )
+    group.add_argument(
+        "--shares", type=shares, metavar="A,B,...", help="one number per rank on any scale, 0 for none (default: equal)"
+    )
+    group.add_argument(
+        "--offload", type=fraction, metavar="D", help="two ranks: share of rank 1, from 0 to 1; rank 0 keeps 1-D"
+    )
+    group.add_argument(
+        "--gather",
+        choices=("conv", "pool"),
+        default="pool",
+        help="exchange after each convolution as in the paper, or after the activation and pooling (default: pool)",
+    )
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 up."""
+    return _whole(text, 1)
+
+
+def whole(text: str) -> int:
+    """A whole number from 0 up."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    if not re.fullmatch(r"\d+", text) or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} up")
+    return int(text)
+
+
+def size(text: str) -> tuple[int, int]:
+    """``227x227`` as (rows, columns)."""
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not rows x columns, like 227x227")
+    return int(match[1]), int(match[2])
+
+
+def shares(text: str) -> list[float]:
+    """``0.7,0.2,0.1`` as numbers; whether they fit is checked against the ranks later."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 0.7,0.2,0.1") from None
+
+
+def fraction(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def rate(text: str) -> float:
+    """A link rate given in MB/s, in B/s."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a rate in MB/s")
+    return value * 1e6
+
+
+def shares_for(arguments: argparse.Namespace, ranks: int) -> list[float] | None:
+    """The shares that --shares or --offload ask for.
+
+    Raises UsageError where both are given, or --offload with another number of ranks than 2.
+    """
+    given: list[float] | None = arguments.shares
+    if arguments.offload is None:
+        return given
+    if given is not None:
+        raise UsageError("--offload sets the shares of two ranks: leave --shares out")
+    if ranks != 2:
+        raise UsageError(f"--offload is for 2 ranks and {ranks} are running: use --shares")
+    return [1 - arguments.offload, arguments.offload]

@@ -1,0 +1,51 @@
+"""``mpiconv run``: the main job, inference split over the ranks, measured."""
+
+from __future__ import annotations
+
+import argparse
+
+from mpiconv.cli.options import add_model_options, add_split_options, positive, rate, whole
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``mpiconv run``."""
+    parser.epilog = "Start it on several ranks: mpirun -n 2 mpiconv run ..., or mpirun -hostfile FILE mpiconv run ..."
+    source = parser.add_argument_group("pictures (default: --random)").add_mutually_exclusive_group()
+    source.add_argument("--image", nargs="+", metavar="FILE", help="picture files")
+    source.add_argument("--data", metavar="DIR", help="a folder of pictures, searched to its bottom")
+    source.add_argument("--random", action="store_true", help="noise; picture i depends on the seed and i alone")
+    add_model_options(parser)
+    add_split_options(parser)
+    parser.add_argument("--plan", metavar="FILE", help="a plan saved by mpiconv plan, instead of --scheme and --shares")
+    measure = parser.add_argument_group("measuring")
+    measure.add_argument(
+        "--repeats", type=positive, default=100, metavar="N", help="measured inferences (default: 100)"
+    )
+    measure.add_argument(
+        "--warmup", type=whole, default=3, metavar="N", help="inferences before (default: %(default)s)"
+    )
+    measure.add_argument("--threads", type=positive, default=1, metavar="N", help="torch threads per rank (default: 1)")
+    measure.add_argument(
+        "--check", action="store_true", help="compare with the unsplit model; exit status 1 if they differ"
+    )
+    measure.add_argument(
+        "--link-rate",
+        type=rate,
+        default=100e6,
+        metavar="MB/s",
+        help="link rate that the energy model assumes (default: 100)",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--output", metavar="FILE.h5", help="write all measurements to this HDF5 file")
+    output.add_argument(
+        "--answers", metavar="FILE.jsonl", help="write a line per picture as it is done: index, label, score"
+    )
+    output.add_argument("--json", action="store_true", help="print one JSON object on stdout, and nothing else there")
+    output.add_argument("--quiet", action="store_true", help="no progress, notes or tables; only answers and errors")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Infer, measure, check, write, print; collective. Exit status 0, or 1 if the check fails."""
+    from mpiconv.cli.inference import infer  # torch and MPI only now, so that --help is quick
+
+    return infer(arguments)

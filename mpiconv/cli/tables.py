@@ -1,0 +1,83 @@
+"""What ``mpiconv run`` prints for a person."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from mpiconv.cli.setup import Job
+    from mpiconv.measure import Record
+
+SHOWN_ANSWERS = 20
+
+
+def latency(record: Record) -> dict[str, float]:
+    """Median, mean, 95th percentile and minimum of the latency in s."""
+    times = record.latency_s
+    return {
+        "median": float(np.median(times)),
+        "mean": float(times.mean()),
+        "p95": float(np.percentile(times, 95)),
+        "min": float(times.min()),
+    }
+
+
+def summary(
+    job: Job, record: Record, predictions: list[dict[str, Any]], check: dict[str, Any] | None, tolerance: float
+) -> str:
+    """The answers, what was run, whether it is exact, and how long it took."""
+    plan = job.plan
+    lines = [f"{line['image']}  {line['label']}  {line['score']:.3f}" for line in predictions[:SHOWN_ANSWERS]]
+    if len(predictions) > SHOWN_ANSWERS:
+        lines.append(f"... and {len(predictions) - SHOWN_ANSWERS} more (--answers or --json give all)")
+    threads = sorted({int(n) for n in record.threads})
+    lines.append(
+        f"{job.info.name}, input {'x'.join(map(str, plan.input_shape))}, {plan.scheme} over {plan.ranks} "
+        f"rank{'s' if plan.ranks > 1 else ''} on {len(set(record.hostnames))} host(s), "
+        f"{'-'.join(map(str, threads))} thread(s) a rank, gather {plan.graph.gather}"
+    )
+    if check is not None:
+        found = (
+            "equal bit for bit"
+            if check["equal"]
+            else f"largest error {check['max_rel_error']:.2g} of the largest output"
+        )
+        verdict = "passed" if check["max_rel_error"] <= tolerance else "FAILED"
+        lines.append(f"check    {verdict}: {found}, against the unsplit model on {check['batches']} batch(es)")
+    times = {name: f"{1e3 * value:.2f}" for name, value in latency(record).items()}
+    lines.append(
+        f"latency  median {times['median']} ms, mean {times['mean']}, p95 {times['p95']}, min {times['min']} "
+        f"({len(record.latency_s)} repeats); {plan.batch / latency(record)['mean']:.1f} pictures/s"
+    )
+    moved = record.bytes_received.sum() / 1e6
+    lines.append(f"moved    {moved:.2f} MB per inference over all ranks")
+    return "\n".join(lines)
+
+
+def where_time_went(record: Record) -> str:
+    """A table of every unit's median compute and exchange time on every rank, in ms."""
+    compute = 1e3 * np.median(record.compute_time_s, axis=0)
+    exchange = 1e3 * np.median(record.exchange_time_s, axis=0)
+    header = ["unit", *(f"rank {rank}" for rank in range(record.ranks))]
+    rows = [
+        [unit, *(f"{compute[r, u]:.2f} + {exchange[r, u]:.2f}" for r in range(record.ranks))]
+        for u, unit in enumerate(record.units)
+    ]
+    rows.append(["all", *(f"{compute[r].sum():.2f} + {exchange[r].sum():.2f}" for r in range(record.ranks))])
+    rows.append(["weights", *(f"{weights / 1e6:.1f} MB" for weights in record.weight_bytes)])
+    return "\n".join(
+        ["", "where the time went: compute + exchange (waiting included), median ms", *align([header, *rows])]
+    )
+
+
+def align(rows: list[list[str]]) -> list[str]:
+    """Rows as lines of one table: the first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]

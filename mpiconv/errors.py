@@ -1,0 +1,23 @@
+"""The errors a user can mend: each is one sentence that names what is wrong and what would be right."""
+
+from __future__ import annotations
+
+
+class MpiconvError(Exception):
+    """Something in the input or the surroundings is wrong; the command ends with exit status 1."""
+
+    exit_status = 1
+
+
+class UsageError(MpiconvError):
+    """The command line or the arguments of a call are wrong; the command ends with exit status 2."""
+
+    exit_status = 2
+
+
+class ModelError(MpiconvError):
+    """A network cannot be built, read or split; the message names the model, layer or parameter."""
+
+
+class PlanError(MpiconvError):
+    """A plan does not fit its network, its ranks or itself; the message names the unit and the rank."""

@@ -1,0 +1,70 @@
+"""What happened during a series of inferences: times, bytes, memory. Numbers only; nobody talks to anybody here."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Record:
+    """Measurements with axes repeat, rank, unit; a rank's own record has one rank.
+
+    ``stamps`` is (repeat, rank, unit, 3): when the unit's exchange began, when its computation began, and when that
+    ended, in s on the rank's own clock. The bytes and messages are per inference.
+    """
+
+    units: tuple[str, ...]
+    latency_s: np.ndarray
+    stamps_s: np.ndarray
+    bytes_sent: np.ndarray
+    bytes_received: np.ndarray
+    multicast_bytes: np.ndarray
+    messages_sent: np.ndarray
+    flops: np.ndarray
+    weight_bytes: np.ndarray
+    peak_rss_bytes: np.ndarray
+    threads: np.ndarray
+    hostnames: tuple[str, ...]
+
+    @property
+    def exchange_time_s(self) -> np.ndarray:
+        """(repeat, rank, unit): time in the exchange before the unit, waiting included."""
+        return np.asarray(self.stamps_s[..., 1] - self.stamps_s[..., 0])
+
+    @property
+    def compute_time_s(self) -> np.ndarray:
+        """(repeat, rank, unit): time in the unit's computation."""
+        return np.asarray(self.stamps_s[..., 2] - self.stamps_s[..., 1])
+
+    @property
+    def ranks(self) -> int:
+        """Number of ranks in it."""
+        return len(self.hostnames)
+
+    @staticmethod
+    def rank_axis(name: str) -> int:
+        """Which axis of an array field counts ranks."""
+        return 1 if name == "stamps_s" else 0
+
+
+PER_RANK = tuple(f.name for f in fields(Record) if f.name not in ("units", "latency_s", "hostnames"))
+"""The array fields that every rank has its own of."""
+
+
+def merge(records: list[Record]) -> Record:
+    """One record of all ranks from each rank's own, in their order; latency is rank 0's."""
+    arrays: dict[str, Any] = {
+        name: np.concatenate([getattr(r, name) for r in records], axis=Record.rank_axis(name)) for name in PER_RANK
+    }
+    return replace(records[0], hostnames=tuple(r.hostnames[0] for r in records), **arrays)
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process has had resident so far, in B."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

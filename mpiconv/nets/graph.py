@@ -1,0 +1,201 @@
+"""A network as pure data: layers, the units they form, and the edges between units. No torch in here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mpiconv.errors import PlanError
+
+Shape = tuple[int, int, int]
+Pair = tuple[int, int]
+
+PICTURE = -1
+"""The index that stands for the picture among a unit's inputs."""
+
+KINDS = ("conv", "norm", "activation", "maxpool", "avgpool", "add", "concat", "head")
+
+
+@dataclass(frozen=True)
+class Param:
+    """One tensor of a layer: its role there, its key in the model's state_dict, its shape."""
+
+    role: str
+    key: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        size = 1
+        for length in self.shape:
+            size *= length
+        return size
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One operation on feature maps, with all that box arithmetic needs to know of it.
+
+    Rows and columns: output row ``y`` reads input rows ``y*stride - padding[0]`` up to, in steps of ``dilation``,
+    ``kernel`` of them. Channels: ``groups`` says how output channels depend on input channels: a dense conv has 1, a
+    per-channel layer as many as it has channels. Shapes are (C, H, W); pairs are (rows, columns).
+    """
+
+    name: str
+    kind: str
+    in_shapes: tuple[Shape, ...]
+    out_shape: Shape
+    kernel: Pair = (1, 1)
+    stride: Pair = (1, 1)
+    padding: tuple[Pair, Pair] = ((0, 0), (0, 0))
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    params: tuple[Param, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether this is a layer whose kernels can be shared out (what a unit is named after)."""
+        return self.kind == "conv"
+
+    @property
+    def flops(self) -> int:
+        """FLOPs for the whole map and one picture, 2 x multiply-adds, [KPM22] eq. (5) with d = 1."""
+        if self.kind == "head":
+            return int(self.options["flops"])
+        channels, rows, columns = self.out_shape
+        return self.flops_per_element * channels * rows * columns
+
+    @property
+    def flops_per_element(self) -> int:
+        """FLOPs for one element of the output: 2 Cin K K for a conv, 0 for the cheap per-channel layers."""
+        if self.kind != "conv":
+            return 0
+        return 2 * (self.in_shapes[0][0] // self.groups) * self.kernel[0] * self.kernel[1]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A chain of layers that one rank runs without talking to another: at most one with kernels, outside the head.
+
+    ``inputs`` are the units whose outputs the first layer reads (``PICTURE`` for the picture itself).
+    """
+
+    name: str
+    layers: tuple[Layer, ...]
+    inputs: tuple[int, ...]
+
+    @property
+    def in_shapes(self) -> tuple[Shape, ...]:
+        """Shapes (C, H, W) of the maps it reads, one per input."""
+        return self.layers[0].in_shapes
+
+    @property
+    def out_shape(self) -> Shape:
+        """Shape (C, H, W) of the map it makes."""
+        return self.layers[-1].out_shape
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of the whole unit for one picture."""
+        return sum(layer.flops for layer in self.layers)
+
+    @property
+    def params(self) -> tuple[Param, ...]:
+        """Every tensor of its layers."""
+        return tuple(param for layer in self.layers for param in layer.params)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network: units in an order in which they can run; the last one is the head, which only the root runs."""
+
+    model: str
+    input_shape: Shape
+    units: tuple[Unit, ...]
+    gather: str = "pool"
+
+    @property
+    def body(self) -> tuple[Unit, ...]:
+        """The units that can be split: all but the head."""
+        return self.units[:-1]
+
+    @property
+    def unit_names(self) -> tuple[str, ...]:
+        """The label of every unit in order, ending with the head."""
+        return tuple(unit.name for unit in self.units)
+
+    def shape_of(self, index: int) -> Shape:
+        """Shape (C, H, W) of the map that unit ``index`` makes, or of the picture."""
+        return self.input_shape if index == PICTURE else self.units[index].out_shape
+
+    def consumers(self, index: int) -> list[int]:
+        """Indices of the units that read the map made by unit ``index``, in order."""
+        return [i for i, unit in enumerate(self.units) if index in unit.inputs]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, numbers and strings that JSON can hold."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Graph:
+        """Rebuild a graph from what ``to_dict`` gave.
+
+        Raises PlanError where the data is no graph.
+        """
+        try:
+            units = tuple(
+                Unit(u["name"], tuple(_layer(layer) for layer in u["layers"]), tuple(int(i) for i in u["inputs"]))
+                for u in data["units"]
+            )
+            graph = cls(str(data["model"]), _ints(data["input_shape"]), units, str(data["gather"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(f"not a network description: {error!r}") from None
+        graph.validate()
+        return graph
+
+    def validate(self) -> None:
+        """Raise PlanError unless every edge leads from an earlier unit and the shapes on both ends agree."""
+        if not self.units:
+            raise PlanError("a network description needs at least a head")
+        for i, unit in enumerate(self.units):
+            if not unit.layers or len(unit.inputs) != len(unit.in_shapes):
+                raise PlanError(f"unit {unit.name} has {len(unit.layers)} layers and {len(unit.inputs)} inputs")
+            for source, shape in zip(unit.inputs, unit.in_shapes, strict=True):
+                if not PICTURE <= source < i or self.shape_of(source) != shape:
+                    raise PlanError(
+                        f"unit {unit.name} reads a map of shape {shape} from unit {source}, which makes none"
+                    )
+            for layer in unit.layers:
+                if layer.kind not in KINDS:
+                    raise PlanError(f"layer {layer.name} is of the unknown kind {layer.kind!r}")
+
+    def to_json(self) -> str:
+        """The graph as one line of JSON."""
+        return json.dumps(self.to_dict(), separators=(",", ":"))
+
+
+def _ints(values: Any) -> Any:
+    """Nested lists from JSON as nested tuples of int."""
+    if isinstance(values, list | tuple):
+        return tuple(_ints(value) for value in values)
+    return int(values)
+
+
+def _layer(data: Mapping[str, Any]) -> Layer:
+    return Layer(
+        name=str(data["name"]),
+        kind=str(data["kind"]),
+        in_shapes=_ints(data["in_shapes"]),
+        out_shape=_ints(data["out_shape"]),
+        kernel=_ints(data["kernel"]),
+        stride=_ints(data["stride"]),
+        padding=_ints(data["padding"]),
+        dilation=_ints(data["dilation"]),
+        groups=int(data["groups"]),
+        params=tuple(Param(str(p["role"]), str(p["key"]), _ints(p["shape"])) for p in data["params"]),
+        options=dict(data["options"]),
+    )

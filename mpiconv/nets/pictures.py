@@ -1,0 +1,110 @@
+"""Pictures from files, a folder or a random generator, as normalised tensors a model can read."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mpiconv.errors import MpiconvError, UsageError
+from mpiconv.nets.registry import Info
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+MODES = {1: "L", 3: "RGB"}
+
+
+class Pictures(Protocol):
+    """A series of pictures: how many, what each is called, and its tensor (C, H, W)."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What the picture is called."""
+
+    def load(self, index: int) -> torch.Tensor:
+        """The picture as float32 (C, H, W), normalised."""
+
+
+class PictureFiles:
+    """Pictures in files, scaled to the model's input size and normalised as it wants them.
+
+    Raises MpiconvError, naming the file, for one that is missing or broken, when it is loaded.
+    """
+
+    def __init__(self, paths: Sequence[str | Path], info: Info) -> None:
+        self.paths = [Path(path) for path in paths]
+        self.info = info
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        """The path as it was given."""
+        return str(self.paths[index])
+
+    def load(self, index: int) -> torch.Tensor:
+        """The picture as float32 (C, H, W), normalised."""
+        return read_picture(self.paths[index], self.info)
+
+
+class RandomPictures:
+    """Pictures of noise; picture i depends on (seed, i) alone."""
+
+    def __init__(self, count: int, seed: int, info: Info) -> None:
+        self.count, self.seed, self.info = count, seed, info
+
+    def __len__(self) -> int:
+        return self.count
+
+    def name(self, index: int) -> str:
+        """``random:INDEX``."""
+        return f"random:{index}"
+
+    def load(self, index: int) -> torch.Tensor:
+        """The picture as float32 (C, H, W), drawn from a normal distribution."""
+        noise = np.random.default_rng((self.seed, index)).standard_normal(self.info.input_shape, np.float32)
+        return torch.from_numpy(noise)
+
+
+def folder_pictures(folder: str | Path, info: Info) -> PictureFiles:
+    """All pictures in a folder and below it, in the order of their paths.
+
+    Raises UsageError where there is no such folder, or none in it.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise UsageError(f"{folder} is not a folder of pictures")
+    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise UsageError(f"no pictures in {folder}: files ending in {', '.join(sorted(SUFFIXES))} are looked for")
+    return PictureFiles(paths, info)
+
+
+def read_picture(path: str | Path, info: Info) -> torch.Tensor:
+    """One picture file as float32 (C, H, W), scaled (bilinear) to the input size and normalised.
+
+    Raises MpiconvError, naming the file, where it is missing, broken, or too large to be one.
+    """
+    channels, rows, columns = info.input_shape
+    if channels not in MODES:
+        raise UsageError(f"{info.name} reads {channels} channels; picture files have 1 or 3, use --random")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as file:
+                picture = ImageOps.exif_transpose(file).convert(MODES[channels])
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise MpiconvError(f"cannot read the picture {path}: {error.strerror}") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise MpiconvError(f"the picture {path} has more pixels than is safe to unpack") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise MpiconvError(f"{path} is no picture or a broken one: {error}") from None
+    pixels = np.asarray(picture.resize((columns, rows), Image.Resampling.BILINEAR), np.float32) / 255
+    tensor = torch.from_numpy(pixels).reshape(rows, columns, channels).permute(2, 0, 1)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (info.mean, info.std))
+    return ((tensor - mean) / std).contiguous()

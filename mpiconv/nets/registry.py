@@ -1,0 +1,172 @@
+"""The named models, how each wants its pictures, and building one with weights or without."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mpiconv.errors import ModelError, UsageError
+from mpiconv.nets import alexnet, vgg
+from mpiconv.nets.digits import Digits
+from mpiconv.nets.graph import Shape
+from mpiconv.nets.weights import assign_weights, labels_of, read_weights
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a model is called and how it wants its pictures.
+
+    ``input_shape`` is (C, H, W); ``mean`` and ``std`` are per channel for pixels from 0 to 1; ``labels`` may be empty;
+    ``trained`` says where its weights come from, or is empty where they are random.
+    """
+
+    name: str
+    input_shape: Shape
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    labels: tuple[str, ...] = ()
+    trained: str = ""
+
+    def label(self, index: int) -> str:
+        """The name of a class."""
+        return self.labels[index] if index < len(self.labels) else f"class {index}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One named model: how it is built for a number of classes, and the weights that come with the package."""
+
+    build: Callable[[int], nn.Module]
+    info: Info
+    weights: str = ""
+
+
+def _entry(name: str, build: Callable[[int], nn.Module], shape: Shape) -> tuple[str, Entry]:
+    return name, Entry(build, Info(name, shape))
+
+
+REGISTRY: dict[str, Entry] = dict(
+    [
+        _entry("alexnet", alexnet.AlexNet, (3, 227, 227)),
+        _entry("alexnet-torchvision", partial(alexnet.AlexNet, table=alexnet.TORCHVISION), (3, 224, 224)),
+        *(_entry(name, partial(vgg.VGG, stages), (3, 227, 227)) for name, stages in vgg.STAGES.items()),
+    ]
+)
+REGISTRY["digits"] = Entry(Digits, Info("digits", (1, 32, 32), (0.3,), (0.4,)), "digits.safetensors")
+
+
+def load_model(
+    name: str, weights: str | Path | None = None, num_classes: int | None = None, seed: int = 0
+) -> nn.Module:
+    """Build a named model in evaluation mode, its parameters under torchvision's names.
+
+    Parameters
+    ----------
+    name
+        A key of ``REGISTRY``, or ``package.module:callable`` for your own (called without arguments).
+    weights
+        A .pth or .safetensors file; None takes the weights that come with the package, or else random ones.
+    num_classes
+        Outputs of the last layer; None takes what the weights have, or 10.
+    seed
+        Where the random weights start.
+
+    Returns
+    -------
+    nn.Module
+        With the attribute ``info`` (an ``Info``): its name, input shape, normalisation and labels.
+
+    Raises
+    ------
+    UsageError
+        The name is unknown.
+    ModelError
+        The weights cannot be read or have another shape; the parameter and both shapes are named.
+    """
+    if ":" in name:
+        return _load_own(name, weights, seed)
+    if name not in REGISTRY:
+        close = get_close_matches(name, REGISTRY, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise UsageError(f"unknown model {name!r}: choose from {', '.join(REGISTRY)} or package.module:callable{hint}")
+    entry = REGISTRY[name]
+    if weights is None and entry.weights and num_classes in (None, 10):
+        weights = Path(__file__).with_name("pretrained") / entry.weights
+    if weights is None:
+        with torch.device("meta"):
+            model = entry.build(10 if num_classes is None else num_classes)
+        randomise(model.to_empty(device="cpu"), seed)
+        return _finish(model, entry.info)
+    state, metadata = read_weights(weights)
+    if num_classes is None:
+        matrices = [tensor for tensor in state.values() if tensor.dim() == 2]
+        num_classes = len(matrices[-1]) if matrices else 10
+    with torch.device("meta"):
+        model = entry.build(num_classes)
+    assign_weights(model, state, str(weights))
+    trained = metadata.get("trained", f"weights from {Path(weights).name}")
+    return _finish(model, replace(entry.info, labels=labels_of(metadata), trained=trained))
+
+
+def randomise(model: nn.Module, seed: int) -> None:
+    """Draw every parameter anew, scaled so that the maps keep their size from layer to layer (He et al., 2015)."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_uniform_(module.weight, nonlinearity="relu", generator=generator)
+                if module.bias is not None:
+                    module.bias.uniform_(-0.1, 0.1, generator=generator)
+
+
+def _load_own(name: str, weights: str | Path | None, seed: int) -> nn.Module:
+    package, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        make = getattr(importlib.import_module(package), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"no model {name!r}: {error}") from None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make()
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"{name} gave a {type(model).__name__}, a torch.nn.Module is wanted")
+    info = replace(info_of(model), name=attribute)
+    if weights is not None:
+        state, metadata = read_weights(weights)
+        assign_weights(model, state, str(weights))
+        info = replace(info, labels=labels_of(metadata), trained=f"weights from {Path(weights).name}")
+    return _finish(model, info)
+
+
+def _finish(model: nn.Module, info: Info) -> nn.Module:
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise ModelError(f"{name} is {parameter.dtype}: only float32 models are split (call .float() on it)")
+    model.info = info  # type: ignore[assignment]
+    return model.eval().requires_grad_(False)
+
+
+def info_of(model: nn.Module) -> Info:
+    """How a model wants its pictures; by default 224 x 224 and as many channels as its first conv has."""
+    info = getattr(model, "info", None)
+    if isinstance(info, Info):
+        return info
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    channels = first.in_channels if first is not None else 3
+    colour = channels == len(IMAGENET_MEAN)
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if colour else ((0.5,) * channels, (0.5,) * channels)
+    return Info(type(model).__name__, (channels, 224, 224), mean, std, trained="its own weights")

@@ -1,0 +1,20 @@
+"""Who computes what: boxes, receptive fields, schemes and plans. Pure arithmetic: no MPI, no torch."""
+
+from mpiconv.partition.box import Box, Span, hull, normalised, split
+from mpiconv.partition.exchange import Exchange, Transfer
+from mpiconv.partition.plan import Plan, make_plan
+from mpiconv.partition.schemes import SCHEMES, scheme
+
+__all__ = [
+    "SCHEMES",
+    "Box",
+    "Exchange",
+    "Plan",
+    "Span",
+    "Transfer",
+    "hull",
+    "make_plan",
+    "normalised",
+    "scheme",
+    "split",
+]

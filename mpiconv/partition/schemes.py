@@ -1,0 +1,102 @@
+"""The schemes: each is one function from a network and the ranks' shares to the box that every rank computes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+
+from mpiconv.errors import UsageError
+from mpiconv.nets.graph import Graph, Unit
+from mpiconv.partition.box import Box, hull, split
+from mpiconv.partition.receptive import needs_of
+
+Boxes = list[list[Box]]
+Scheme = Callable[[Graph, Sequence[float]], Boxes]
+
+SCHEMES: dict[str, Scheme] = {}
+
+
+def scheme(function: Scheme) -> Scheme:
+    """Register a scheme under its function's name."""
+    SCHEMES[function.__name__] = function
+    return function
+
+
+def boxes_of(name: str, graph: Graph, shares: Sequence[float]) -> Boxes:
+    """The boxes ``[unit][rank]`` of the units in ``graph.body`` under a named scheme.
+
+    Raises UsageError for a scheme that does not exist.
+    """
+    if name not in SCHEMES:
+        close = get_close_matches(name, SCHEMES, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise UsageError(f"unknown scheme {name!r}: choose from {', '.join(SCHEMES)}{hint}")
+    return SCHEMES[name](graph, shares)
+
+
+def by_channels(unit: Unit, shares: Sequence[float], within: Box | None = None) -> list[Box]:
+    """A slice of the unit's channels for every rank."""
+    whole = within or Box.whole(unit.out_shape)
+    return [Box(part, whole.rows, whole.columns) for part in split(unit.out_shape[0], shares)]
+
+
+def by_rows(unit: Unit, shares: Sequence[float]) -> list[Box]:
+    """A band of the unit's rows for every rank."""
+    whole = Box.whole(unit.out_shape)
+    return [Box(whole.channels, part, whole.columns) for part in split(unit.out_shape[1], shares)]
+
+
+@scheme
+def single(graph: Graph, shares: Sequence[float]) -> Boxes:
+    """Rank 0 computes everything."""
+    return [[Box.whole(unit.out_shape), *(Box() for _ in shares[1:])] for unit in graph.body]
+
+
+@scheme
+def kpm(graph: Graph, shares: Sequence[float]) -> Boxes:
+    """Kernel partition [KPM22]: each rank computes its slice of every unit's output channels."""
+    return [by_channels(unit, shares) for unit in graph.body]
+
+
+@scheme
+def wpm(graph: Graph, shares: Sequence[float]) -> Boxes:
+    """Workload partition [KPM22]: each rank computes its band of every unit's output rows."""
+    return [by_rows(unit, shares) for unit in graph.body]
+
+
+@scheme
+def replicated(graph: Graph, shares: Sequence[float]) -> Boxes:
+    """Every rank with a share computes everything; only the picture is sent."""
+    return [[Box.whole(unit.out_shape) if share else Box() for share in shares] for unit in graph.body]
+
+
+@scheme
+def grid(graph: Graph, shares: Sequence[float]) -> Boxes:
+    """The ranks form a grid: each computes a slice of the channels of a band of the rows."""
+    across = max(d for d in range(1, math.isqrt(len(shares)) + 1) if len(shares) % d == 0)
+    teams = [list(shares[i : i + across]) for i in range(0, len(shares), across)]
+    return [
+        [
+            box
+            for band, team in zip(by_rows(unit, [sum(team) for team in teams]), teams, strict=True)
+            for box in (by_channels(unit, team, band) if band else [band] * across)
+        ]
+        for unit in graph.body
+    ]
+
+
+@scheme
+def fused(graph: Graph, shares: Sequence[float]) -> Boxes:
+    """Bands of the last units' rows, and all that they need before: more to compute, nothing to exchange between."""
+    body = graph.body
+    boxes: Boxes = [[Box()] * len(shares) for _ in body]
+    for i in reversed(range(len(body))):
+        readers = graph.consumers(i)
+        last = by_rows(body[i], shares) if len(body) in readers else boxes[i]
+        needs = [
+            [need for j in readers if j < len(body) for need in needs_of(body[j], boxes[j][rank], i)]
+            for rank in range(len(shares))
+        ]
+        boxes[i] = [hull([own, *rest]) for own, rest in zip(last, needs, strict=True)]
+    return boxes

@@ -1,0 +1,76 @@
+"""Every rank gets the kernels of its boxes from rank 0, and no others, by the same exchange rule as the maps."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from mpiconv.errors import ModelError
+from mpiconv.partition import Box, Span
+from mpiconv.partition.exchange import exchange
+from mpiconv.partition.plan import ROOT, Plan
+from mpiconv.partition.receptive import layer_boxes
+from mpiconv.runtime.exchange import Exchanger, Groups
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mpi4py import MPI
+
+    from mpiconv.nets.graph import Graph, Param
+
+LayerWeights = list[dict[str, torch.Tensor]]
+
+
+def check_state(graph: Graph, state: Mapping[str, torch.Tensor]) -> None:
+    """Raise ModelError unless ``state`` has every tensor the graph names, float32 and of its shape."""
+    for unit in graph.units:
+        for param in unit.params:
+            tensor = state.get(param.key)
+            if tensor is None or tuple(tensor.shape) != param.shape or tensor.dtype != torch.float32:
+                found = "none" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+                raise ModelError(f"the plan wants {param.key} as float32 of shape {param.shape}, the model has {found}")
+
+
+def scatter_weights(
+    plan: Plan, state: Mapping[str, torch.Tensor], comm: MPI.Intracomm, groups: Groups
+) -> list[LayerWeights]:
+    """For every unit of the body and every layer in it, this rank's slices of the tensors by role. Collective.
+
+    ``state`` counts on rank 0. A rank that computes nothing of a unit gets empty mappings for it.
+    """
+    result = []
+    for unit, boxes in zip(plan.graph.body, plan.boxes, strict=True):
+        parts = [layer_boxes(unit, box) for box in boxes]
+        mine = []
+        for i, layer in enumerate(unit.layers):
+            spans = [part[i].channels for part in parts]
+            tensors = {param.role: _slice(param, spans, state, comm, groups) for param in layer.params}
+            mine.append({role: tensor for role, tensor in tensors.items() if tensor is not None})
+        result.append(mine)
+    return result
+
+
+def _slice(
+    param: Param,
+    spans: list[Span],
+    state: Mapping[str, torch.Tensor],
+    comm: MPI.Intracomm,
+    groups: Groups,
+) -> torch.Tensor | None:
+    """This rank's rows of one tensor: a map of as many channels as it has rows, which the root owns whole."""
+    rows, width = param.shape[0], math.prod(param.shape[1:])
+    whole = Box.whole((rows, 1, width))
+    owned = [whole if rank == ROOT else Box() for rank in range(len(spans))]
+    needed = [Box(span, whole.rows, whole.columns) for span in spans]
+    spread = exchange(owned, needed, f"weights {param.key}")
+    tensor = state[param.key].detach().contiguous().view(1, rows, 1, width) if comm.rank == ROOT else None
+    got = Exchanger(spread, 1, comm, groups)(tensor)
+    need = needed[comm.rank]
+    if not need or got is None:
+        return None
+    return got[0, slice(need.channels.lo, need.channels.hi) if comm.rank == ROOT else slice(None)].reshape(
+        len(need.channels), *param.shape[1:]
+    )

@@ -1,0 +1,67 @@
+"""The job around a command: is it the one that was meant, do the ranks agree, and how it ends when a rank fails."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, NoReturn
+
+import mpiconv
+from mpiconv.errors import MpiconvError
+from mpiconv.runtime.messages import allgather_json
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+LAUNCHER_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
+LAUNCHER_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
+
+
+def join_world() -> MPI.Intracomm:
+    """The communicator of all ranks, once it is sure that they belong together. Collective.
+
+    Raises
+    ------
+    MpiconvError
+        The launcher started several processes that do not see each other, or the ranks run different versions.
+    """
+    from mpi4py import MPI
+
+    comm: MPI.Intracomm = MPI.COMM_WORLD
+    for variable in LAUNCHER_SIZES:
+        wanted = os.environ.get(variable, "1")
+        if comm.size == 1 and wanted.isdigit() and int(wanted) > 1:
+            raise MpiconvError(
+                f"{variable} is {wanted}, but MPI sees one rank: start with the mpirun of this Python's MPI "
+                f"({MPI.Get_library_version().split(',')[0].strip()}), also inside sbatch, or srun --mpi=pmix"
+            )
+    versions = allgather_json(comm, mpiconv.__version__)
+    if len(set(versions)) > 1:
+        found = ", ".join(f"rank {rank} has {version}" for rank, version in enumerate(versions))
+        raise MpiconvError(f"the ranks run different versions of mpiconv: {found}; install one version on all hosts")
+    return comm
+
+
+def launcher_rank() -> int:
+    """The rank of this process as its launcher's environment tells, 0 where it says nothing. Needs no MPI."""
+    return next((int(os.environ[name]) for name in LAUNCHER_RANKS if os.environ.get(name, "").isdigit()), 0)
+
+
+def fail(message: str, status: int) -> NoReturn:
+    """Say on stderr, once for all ranks, why the job ends, and end it with this exit status on every rank.
+
+    Several ranks often fail for one reason; the later a rank's turn, the longer it waits for another to have ended it.
+    """
+    rank = launcher_rank()
+    if rank:
+        time.sleep(min(0.5 + 0.25 * rank, 3.0))
+    print(f"mpiconv: error: {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    if "mpi4py.MPI" in sys.modules:
+        from mpi4py import MPI
+
+        if MPI.Is_initialized() and not MPI.Is_finalized() and MPI.COMM_WORLD.size > 1:
+            MPI.COMM_WORLD.Abort(status)
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,1 @@
+"""What to learn from the measurements and the equations."""
