@@ -90,21 +90,28 @@ def read_picture(path: str | Path, info: Info) -> torch.Tensor:
 
     Raises MpiconvError, naming the file, where it is missing, broken, or too large to be one.
     """
-    channels, rows, columns = info.input_shape
-    if channels not in MODES:
-        raise UsageError(f"{info.name} reads {channels} channels; picture files have 1 or 3, use --random")
+    mode = MODES.get(info.input_shape[0])
+    if mode is None:
+        raise UsageError(f"{info.name} reads {info.input_shape[0]} channels; picture files have 1 or 3, use --random")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as file:
-                picture = ImageOps.exif_transpose(file).convert(MODES[channels])
+                picture = ImageOps.exif_transpose(file).convert(mode)
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise MpiconvError(f"cannot read the picture {path}: {error.strerror}") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise MpiconvError(f"the picture {path} has more pixels than is safe to unpack") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise MpiconvError(f"{path} is no picture or a broken one: {error}") from None
-    pixels = np.asarray(picture.resize((columns, rows), Image.Resampling.BILINEAR), np.float32) / 255
+    return to_tensor(picture, info)
+
+
+def to_tensor(picture: Image.Image, info: Info) -> torch.Tensor:
+    """A picture in memory as float32 (C, H, W), scaled (bilinear) to the input size and normalised."""
+    channels, rows, columns = info.input_shape
+    scaled = picture.convert(MODES[channels]).resize((columns, rows), Image.Resampling.BILINEAR)
+    pixels = np.asarray(scaled, np.float32) / 255
     tensor = torch.from_numpy(pixels).reshape(rows, columns, channels).permute(2, 0, 1)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (info.mean, info.std))
     return ((tensor - mean) / std).contiguous()

@@ -13,6 +13,12 @@ def window(span: Span, kernel: int, stride: int, padding: int, dilation: int) ->
     return Span(span.lo * stride - padding, (span.hi - 1) * stride - padding + dilation * (kernel - 1) + 1)
 
 
+def clip(span: Span, length: int) -> Span:
+    """The part of a span that lies in a map of so many rows; the nearest row where it is all padding."""
+    row = min(max(span.lo, 0), length - 1)
+    return span & Span(0, length) or Span(row, row + 1)
+
+
 def grouped(span: Span, in_channels: int, out_channels: int, groups: int) -> Span:
     """Input channels of all groups that the output channels ``span`` belong to."""
     if not span:
@@ -54,8 +60,8 @@ def needed(layer: Layer, box: Box) -> tuple[Box, ...]:
         boxes.append(
             Box(
                 channels,
-                whole.rows if len(box.rows) == layer.out_shape[1] else rows & whole.rows,
-                whole.columns if len(box.columns) == layer.out_shape[2] else columns & whole.columns,
+                whole.rows if len(box.rows) == layer.out_shape[1] else clip(rows, shape[1]),
+                whole.columns if len(box.columns) == layer.out_shape[2] else clip(columns, shape[2]),
             )
         )
     return tuple(boxes)

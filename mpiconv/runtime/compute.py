@@ -95,7 +95,7 @@ def _conv(layer: Layer, box: Box, held: Box, weights: Weights) -> Operation:
             padding[axis] = before
         else:
             around[axis] = edges
-    pads = [*around[1], *around[0]]
+    pad = _padding(*around)
     pieces = _group_pieces(layer, box.channels)
     start, first = box.channels.lo, held.channels.lo
     kernels, bias = weights["weight"], weights.get("bias")
@@ -107,8 +107,7 @@ def _conv(layer: Layer, box: Box, held: Box, weights: Weights) -> Operation:
         )
 
     def conv(x: torch.Tensor) -> torch.Tensor:
-        if any(pads):
-            x = F.pad(x, pads)
+        x = pad(x)
         if len(calls) == 1:
             _, weight, shift, groups = calls[0]
             return F.conv2d(x, weight, shift, layer.stride, tuple(padding), layer.dilation, groups)
@@ -148,13 +147,23 @@ def _pool(layer: Layer, box: Box, held: Box) -> Operation:
             return lambda x: F.max_pool2d(x, kernel, stride, padding, layer.dilation, options["ceil_mode"])
         include, override = options["count_include_pad"], options["divisor_override"]
         return lambda x: F.avg_pool2d(x, kernel, stride, padding, options["ceil_mode"], include, override)
-    rows, columns = _edges(layer, box, held)
-    pads = [*columns, *rows]
+    edges = _edges(layer, box, held)
     if layer.kind == "maxpool":
-        around = F.pad if any(pads) else lambda x, *_, **__: x
-        return lambda x: F.max_pool2d(around(x, pads, value=-torch.inf), kernel, stride, 0, layer.dilation)
-    divisor = _divisor(layer, box)
-    return lambda x: F.avg_pool2d(F.pad(x, pads) if any(pads) else x, kernel, stride, divisor_override=1) / divisor
+        pad = _padding(*edges, value=-torch.inf)
+        return lambda x: F.max_pool2d(pad(x), kernel, stride, 0, layer.dilation)
+    pad, divisor = _padding(*edges), _divisor(layer, box)
+    return lambda x: F.avg_pool2d(pad(x), kernel, stride, divisor_override=1) / divisor
+
+
+def _padding(rows: tuple[int, int], columns: tuple[int, int], value: float = 0) -> Operation:
+    """The function that adds so many rows and columns around a map, and takes away where the number is negative."""
+    around = [*columns, *rows]
+    more, less = [max(n, 0) for n in around], [min(n, 0) for n in around]
+    if not any(around):
+        return lambda x: x
+    if not any(less):
+        return lambda x: F.pad(x, more, value=value)
+    return lambda x: F.pad(F.pad(x, more, value=value), less)
 
 
 def _divisor(layer: Layer, box: Box) -> torch.Tensor:

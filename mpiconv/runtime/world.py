@@ -61,6 +61,7 @@ def fail(message: str, status: int) -> NoReturn:
     if "mpi4py.MPI" in sys.modules:
         from mpi4py import MPI
 
+        time.sleep(0.2)  # mpirun forwards the line above before it prints its own about the abort
         if MPI.Is_initialized() and not MPI.Is_finalized() and MPI.COMM_WORLD.size > 1:
             MPI.COMM_WORLD.Abort(status)
     sys.stderr.flush()

@@ -1,0 +1,71 @@
+"""Helpers for tests that start ``mpiconv`` the way a user does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+PICTURES = ROOT / "scripts" / "pictures"
+
+
+@dataclass
+class Ended:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+    seconds: float
+
+    @property
+    def errors(self) -> list[str]:
+        return [line for line in self.err.splitlines() if line.strip().startswith("mpiconv: error:")]
+
+    @property
+    def json(self) -> dict:
+        return json.loads(self.out)
+
+
+def clean_environment(**extra: str) -> dict[str, str]:
+    """This environment without what an outer mpirun or SLURM put there."""
+    keep = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMIX_", "PMI_", "PRTE_", "SLURM_"))}
+    keep |= {"PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe", "OMP_NUM_THREADS": "1"}
+    if os.geteuid() == 0:
+        keep |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return keep | extra
+
+
+def execute(command: list[str], *, timeout: float = 120, cwd: Path | None = None, **environment: str) -> Ended:
+    """Run a command to its end."""
+    begin = time.monotonic()
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=timeout,
+        env=clean_environment(**environment),
+        cwd=cwd,
+    )
+    return Ended(done.returncode, done.stdout, done.stderr, time.monotonic() - begin)
+
+
+def mpiconv(ranks: int, *words: object, timeout: float = 120, cwd: Path | None = None, **environment: str) -> Ended:
+    """``mpiconv WORDS`` over so many ranks; without mpirun for 0."""
+    launcher = ["mpirun", "-n", str(ranks)] if ranks else []
+    command = [*launcher, sys.executable, "-m", "mpiconv", *map(str, words)]
+    return execute(command, timeout=timeout, cwd=cwd, **environment)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)

@@ -1,0 +1,11 @@
+"""A model of a user's own, for ``--model tests.own_model:make``."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def make() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 5, 3, 2), nn.AvgPool2d(2)
+    )

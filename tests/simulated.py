@@ -1,0 +1,83 @@
+"""Every rank of a plan in one process: the boxes' arithmetic and the local compute, with copies instead of MPI."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mpiconv.nets import trace
+from mpiconv.nets.graph import PICTURE
+from mpiconv.partition import Box, Plan
+from mpiconv.partition.receptive import layer_boxes, unit_needs
+from mpiconv.runtime.compute import LocalUnit
+
+
+def at(box: Box, frame: Box) -> tuple[slice, ...]:
+    return (slice(None), *box.within(frame))
+
+
+def local_units(model: nn.Module, plan: Plan, unit_index: int) -> list[LocalUnit | None]:
+    """What each rank computes of a unit, with its slices of the weights and nothing else."""
+    unit, state = plan.graph.units[unit_index], model.state_dict()
+    found: list[LocalUnit | None] = []
+    for box in plan.boxes[unit_index]:
+        if not box:
+            found.append(None)
+            continue
+        weights = []
+        for layer, part in zip(unit.layers, layer_boxes(unit, box), strict=True):
+            rows = slice(part.channels.lo, part.channels.hi)
+            weights.append({param.role: state[param.key][rows].clone() for param in layer.params})
+        found.append(LocalUnit(unit, box, weights))
+    return found
+
+
+@torch.inference_mode()
+def run_split(model: nn.Module, plan: Plan, images: torch.Tensor) -> object:
+    """The network's output as the plan's ranks would compute it; what a rank was not sent is NaN."""
+    picture = Box.whole(plan.graph.input_shape)
+    owned = {PICTURE: [(picture, images)] + [(Box(), None)] * (plan.ranks - 1)}
+    held: dict[int, list[tuple[Box, torch.Tensor]]] = {}
+    for index, unit in enumerate(plan.graph.units):
+        for source in plan.incoming(index):
+            spec = plan.exchanges[source]
+            held[source] = []
+            for rank, need in enumerate(spec.needed):
+                buffer = torch.full((plan.batch, *need.shape), torch.nan)
+                own, tensor = owned[source][rank]
+                if own & need:
+                    buffer[at(own & need, need)] = tensor[at(own & need, own)]
+                for t in spec.transfers:
+                    if t.target == rank:
+                        theirs, part = owned[source][t.source]
+                        buffer[at(t.box, need)] = part[at(t.box, theirs)]
+                held[source].append((need, buffer))
+        if index == len(plan.boxes):
+            break
+        owned[index] = []
+        for rank, local in enumerate(local_units(model, plan, index)):
+            box = plan.boxes[index][rank]
+            inputs = []
+            for source, need in zip(unit.inputs, unit_needs(unit, box), strict=True):
+                frame, buffer = held[source][rank]
+                inputs.append(buffer[at(need, frame)] if need else None)
+            output = local(*inputs) if local else None
+            assert output is None or output.shape == (plan.batch, *box.shape), (unit.name, rank, output.shape, box)
+            owned[index].append((box, output))
+    head = plan.graph.units[-1]
+    maps = [held[source][0][1] for source in head.inputs]
+    before = head.layers[:-1]
+    if before:
+        state = model.state_dict()
+        weights = [{param.role: state[param.key] for param in layer.params} for layer in before]
+        maps = [LocalUnit(type(head)(head.name, before, head.inputs), Box.whole(before[-1].out_shape), weights)(*maps)]
+    return trace(model, plan.graph.input_shape, plan.graph.gather).head(*maps)
+
+
+def assert_close(mine: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-5) -> None:
+    """Within ``tolerance`` of the largest element wanted, and nowhere NaN."""
+    largest = float(wanted.abs().max()) if wanted.numel() else 0.0
+    assert mine.shape == wanted.shape
+    assert not mine.isnan().any(), "a rank computed with something that it was not sent"
+    error = float((mine - wanted).abs().max()) if wanted.numel() else 0.0
+    assert error <= tolerance * max(largest, 1e-6), f"off by {error:.3g}, the largest output is {largest:.3g}"

@@ -1,0 +1,180 @@
+"""Schemes x nets x ranks over real MPI: the same numbers as the unsplit model, and the traffic that the boxes say.
+
+Run by scripts/test.sh as ``mpirun -n N pytest -m parallel[N]``; every rank runs every case.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from mpi4py import MPI
+from torch import nn
+
+import mpiconv
+from mpiconv.errors import ModelError, MpiconvError
+from mpiconv.partition import SCHEMES
+from tests.random_nets import Cat, Sum, nets
+from tests.simulated import assert_close
+
+COMM = MPI.COMM_WORLD
+RANKS = [2, 3, 4, 6]
+
+
+def small() -> nn.Module:
+    """Stride 4, an even kernel, groups, a dilated and a depthwise conv, ceil_mode, an overlapping pool, a head."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 7, 4, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2, ceil_mode=True),
+        nn.Conv2d(8, 12, 4, padding="same", groups=2),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(12, 12, 3, padding=2, dilation=2, groups=12),
+        nn.AvgPool2d(3, 1, 1, count_include_pad=False),
+        nn.Conv2d(12, 5, 1),
+        nn.Flatten(),
+        nn.LazyLinear(4),
+    )
+
+
+def branches() -> nn.Module:
+    """A residual block, then a concatenation, no classifier."""
+    left = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(6, 6, 3, padding=1))
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, 2, 1),
+        nn.ReLU(inplace=True),
+        Sum(left, nn.Identity()),
+        nn.ReLU(),
+        Cat(nn.Conv2d(6, 3, 1), nn.Conv2d(6, 4, 5, padding=2)),
+        nn.MaxPool2d(2),
+        nn.Conv2d(13, 7, 3),
+    )
+
+
+NETS = {
+    "small": (small, (3, 61, 45)),
+    "branches": (branches, (3, 17, 12)),
+    "digits": (lambda: mpiconv.load_model("digits"), (1, 32, 32)),
+}
+
+
+def built(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
+    make, picture = NETS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = make().eval()
+        model(torch.zeros(1, *picture))
+    return model, picture
+
+
+def compare(model: nn.Module, shape: tuple[int, ...], **options: object) -> None:
+    """Distribute, run twice, and compare on rank 0; a failure is told to all ranks so that none waits."""
+    root = COMM.rank == 0
+    plan = mpiconv.make_plan(model, shape, ranks=COMM.size, **options) if root else None
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(3)) if root else None
+    net = mpiconv.distribute(model if root else None, plan, COMM)
+    net(torch.zeros(shape) if root else None)
+    output = net(images)
+    record = net.collect()
+    failure = ""
+    if root:
+        try:
+            with torch.inference_mode():
+                assert_close(output, model(images))
+            for rank in range(COMM.size):
+                for u in range(len(plan.graph.units)):
+                    assert record.bytes_received[rank, u] == plan.bytes_received(u, rank), (rank, u)
+                    assert record.bytes_sent[rank, u] == plan.bytes_sent(u, rank), (rank, u)
+                    assert record.multicast_bytes[rank, u] == plan.multicast_bytes(u, rank), (rank, u)
+                if rank:
+                    assert record.weight_bytes[rank] == sum(plan.weight_bytes(u, rank) for u in range(len(plan.boxes)))
+            assert record.compute_time_s.shape == (2, COMM.size, len(plan.graph.units))
+        except AssertionError as error:
+            failure = f"{options}: {error}"
+    else:
+        assert output is None
+        assert record is None
+    failure = COMM.bcast(failure)
+    assert not failure
+
+
+@pytest.mark.parallel(RANKS)
+@pytest.mark.parametrize("scheme", sorted(SCHEMES))
+@pytest.mark.parametrize("name", sorted(NETS))
+def test_split_equals_unsplit(name, scheme):
+    model, picture = built(name)
+    ranks = COMM.size
+    for shares in (None, [0.7, 0.2, 0.1, 0.4, 0.3, 0.6][:ranks], [1, *[0] * (ranks - 1)], [0, *[1] * (ranks - 1)]):
+        for gather in ("pool", "conv"):
+            compare(model, (1, *picture), scheme=scheme, shares=shares, gather=gather)
+    compare(model, (3, *picture), scheme=scheme)
+
+
+@pytest.mark.parallel(RANKS)
+def test_random_nets():
+    failures = []
+
+    @settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(
+        nets(),
+        st.sampled_from(sorted(SCHEMES)),
+        st.lists(st.sampled_from([0, 0.3, 1, 2.5]), min_size=COMM.size, max_size=COMM.size).filter(any),
+        st.sampled_from(["pool", "conv"]),
+        st.integers(1, 2),
+    )
+    def every_rank_draws_the_same(net, scheme, shares, gather, batch):
+        model, picture = net
+        try:
+            mpiconv.make_plan(model, (batch, *picture))
+            with torch.inference_mode():
+                images = torch.randn(batch, *picture, generator=torch.Generator().manual_seed(3))
+                assume(model(images).isfinite().all())
+        except ModelError:
+            assume(False)
+        try:
+            compare(model, (batch, *picture), scheme=scheme, shares=shares, gather=gather)
+        except AssertionError as error:
+            failures.append(f"{model} {picture} {scheme} {shares} {gather}: {error}")
+
+    every_rank_draws_the_same()
+    assert not failures
+
+
+@pytest.mark.parallel([2, 3])
+def test_every_rank_hears_of_an_error_on_the_root():
+    model, picture = built("digits")
+    root = COMM.rank == 0
+    plan = mpiconv.make_plan(model, (1, *picture), "kpm", COMM.size + 1) if root else None
+    with pytest.raises(MpiconvError, match=f"the plan is for {COMM.size + 1} ranks and {COMM.size} are running"):
+        mpiconv.distribute(model if root else None, plan, COMM)
+    other, other_picture = built("small")
+    plan = mpiconv.make_plan(other, (1, *other_picture), "kpm", COMM.size) if root else None
+    with pytest.raises(MpiconvError, match=r"wants 1 channels|made for another network"):
+        mpiconv.distribute(model if root else None, plan, COMM)
+    with pytest.raises(MpiconvError, match="rank 0 has to pass"):
+        mpiconv.distribute(None, None, COMM)
+
+
+@pytest.mark.parallel([4])
+def test_no_rank_but_the_root_holds_a_full_layer_under_kpm():
+    root = COMM.rank == 0
+    model = mpiconv.load_model("alexnet") if root else None
+    plan = mpiconv.make_plan(model, (1, 3, 227, 227), "kpm", 4) if root else None
+    net = mpiconv.distribute(model, plan, COMM)
+    conv = [(unit, sum(4 * param.size for param in unit.params)) for unit in net.plan.graph.body]
+    one_kernel_each = sum(whole // unit.out_shape[0] for unit, whole in conv)
+    if not root:
+        assert 0 < net.weight_bytes <= sum(whole for _, whole in conv) / 4 + one_kernel_each
+
+
+@pytest.mark.parallel([2])
+def test_wrong_pictures_are_refused_before_anything_is_sent():
+    model, picture = built("digits")
+    plan = mpiconv.make_plan(model, (1, *picture), "wpm", 2)
+    net = mpiconv.distribute(model if COMM.rank == 0 else None, plan if COMM.rank == 0 else None, COMM)
+    if COMM.rank == 0:
+        for wrong in (None, torch.zeros(2, 1, 32, 32), torch.zeros(1, 1, 32, 32, dtype=torch.float64)):
+            with pytest.raises(MpiconvError, match=r"of shape \(1, 1, 32, 32\), rank 0 was given"):
+                net(wrong)

@@ -1,0 +1,76 @@
+"""Any net, any scheme, any shares: what the boxes say, computed without MPI, equals the unsplit model."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import HealthCheck, assume, given, note, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from mpiconv.errors import ModelError
+from mpiconv.nets import trace
+from mpiconv.nets.graph import PICTURE
+from mpiconv.partition import SCHEMES, Plan, make_plan, split
+from tests.random_nets import SHARES, nets
+from tests.simulated import assert_close, run_split
+
+
+@settings(max_examples=1200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(nets(), st.sampled_from(sorted(SCHEMES)), SHARES, st.sampled_from(["pool", "conv"]), st.integers(1, 2))
+def test_split_equals_unsplit(net, scheme, shares, gather, batch):
+    model, picture = net
+    try:
+        plan = make_plan(model, (batch, *picture), scheme, len(shares), shares, gather)
+    except ModelError:
+        assume(False)
+    note(f"{model}\n{plan}")
+    images = torch.randn(plan.input_shape, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        wanted = model(images.clone())
+    assume(wanted.isfinite().all())  # a dilated max pooling may see nothing but padding
+    assert_close(run_split(model, plan, images), wanted)
+    assert Plan.from_dict(plan.to_dict()) == plan
+    for source, spec in plan.exchanges.items():
+        shape = plan.graph.shape_of(source)
+        assert all(t.box and t.box.shape <= shape for t in spec.transfers)
+        for rank, need in enumerate(spec.needed):
+            assert spec.received(rank) == need.size - (need & spec.owned[rank]).size
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(nets())
+def test_shapes_agree_with_torch(net):
+    model, picture = net
+    try:
+        graph = trace(model, picture).graph
+    except ModelError:
+        assume(False)
+    seen = {}
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda _m, _i, out, name=name: seen.update({name: tuple(out.shape[1:])}))
+    model(torch.zeros(1, *picture))
+    for unit in graph.body:
+        for layer in unit.layers:
+            if layer.name in seen:
+                assert seen[layer.name] == layer.out_shape
+    assert all(PICTURE <= i < u for u, unit in enumerate(graph.units) for i in unit.inputs)
+
+
+@settings(max_examples=300, derandomize=True)
+@given(st.integers(0, 500), SHARES)
+def test_split_covers_the_range(total, shares):
+    spans = split(total, shares)
+    assert [i for span in spans for i in range(span.lo, span.hi)] == list(range(total))
+    for span, share in zip(spans, shares, strict=True):
+        assert abs(len(span) - total * share / sum(shares)) < 1
+        assert share or not span
+
+
+def test_a_wrong_exchange_is_noticed():
+    """The simulation can fail: a rank that is sent too little computes NaN."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1)).eval()
+    plan = make_plan(model, (1, 1, 8, 8), "wpm", 2)
+    spec = plan.exchanges[0]
+    object.__setattr__(spec, "transfers", spec.transfers[:1])
+    out = run_split(model, plan, torch.ones(1, 1, 8, 8))
+    assert out.isnan().any()
