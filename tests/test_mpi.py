@@ -5,6 +5,8 @@ Run by scripts/test.sh as ``mpirun -n N pytest -m parallel[N]``; every rank runs
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
@@ -14,7 +16,9 @@ from torch import nn
 
 import mpiconv
 from mpiconv.errors import ModelError, MpiconvError
+from mpiconv.measure.record import peak_rss_bytes
 from mpiconv.partition import SCHEMES
+from mpiconv.runtime import DistributedNet
 from tests.random_nets import Cat, Sum, nets
 from tests.simulated import assert_close
 
@@ -178,3 +182,29 @@ def test_wrong_pictures_are_refused_before_anything_is_sent():
         for wrong in (None, torch.zeros(2, 1, 32, 32), torch.zeros(1, 1, 32, 32, dtype=torch.float64)):
             with pytest.raises(MpiconvError, match=r"of shape \(1, 1, 32, 32\), rank 0 was given"):
                 net(wrong)
+
+
+@pytest.mark.parallel([4])
+def test_peak_memory_grows_by_the_slice_alone():
+    """Receiving a slice costs a rank no more memory than the slice, compared with receiving nothing."""
+    if not sys.platform.startswith("linux"):
+        return  # the peak cannot be reset in between elsewhere; CI runs this on Linux
+    root = COMM.rank == 0
+
+    def growth(name: str, scheme: str) -> tuple[int, DistributedNet]:
+        model = mpiconv.load_model(name) if root else None
+        plan = mpiconv.make_plan(model, (1, *model.info.input_shape), scheme, 4) if root else None
+        COMM.Barrier()
+        before = peak_rss_bytes()
+        net = mpiconv.distribute(model, plan, COMM)
+        return peak_rss_bytes() - before, net
+
+    growth("digits", "kpm")  # loads the code of MPI and torch that every rank needs
+    idle, _ = growth("vgg11", "single")
+    grown, net = growth("vgg11", "kpm")
+    conv = [(unit, sum(4 * param.size for param in unit.params)) for unit in net.plan.graph.body]
+    bound = sum(whole for _, whole in conv) / 4 + sum(whole // unit.out_shape[0] for unit, whole in conv)
+    if not root:
+        print(f"rank {COMM.rank}: peak RSS +{grown} B, idle +{idle} B, slice {net.weight_bytes} B, bound {bound:.0f} B")
+        assert net.weight_bytes <= bound
+        assert grown - idle <= bound + 2**18, "allocator and MPI bookkeeping is well below 256 KiB"
