@@ -79,7 +79,8 @@ def compare(model: nn.Module, shape: tuple[int, ...], **options: object) -> None
     plan = mpiconv.make_plan(model, shape, ranks=COMM.size, **options) if root else None
     images = torch.randn(shape, generator=torch.Generator().manual_seed(3)) if root else None
     net = mpiconv.distribute(model if root else None, plan, COMM)
-    net(torch.zeros(shape) if root else None)
+    before = net(torch.zeros(shape) if root else None)
+    kept = before.clone() if root else None
     output = net(images)
     record = net.collect()
     failure = ""
@@ -87,6 +88,7 @@ def compare(model: nn.Module, shape: tuple[int, ...], **options: object) -> None
         try:
             with torch.inference_mode():
                 assert_close(output, model(images))
+            assert torch.equal(before, kept), "an answer changed when the next one was computed"
             for rank in range(COMM.size):
                 for u in range(len(plan.graph.units)):
                     assert record.bytes_received[rank, u] == plan.bytes_received(u, rank), (rank, u)

@@ -24,7 +24,7 @@ from mpiconv.measure.energy import PAPER, EnergyProfile
 from mpiconv.measure.results import check_writable, write_results
 from mpiconv.runtime.engine import DistributedNet, distribute
 from mpiconv.runtime.messages import bcast_json, on_root
-from mpiconv.runtime.world import join_world
+from mpiconv.runtime.world import join_world, on_terminal
 
 CHECKED_BATCHES = 16
 TOLERANCE = 1e-5
@@ -72,7 +72,7 @@ def _run_all(arguments: argparse.Namespace, job: Job, net: DistributedNet, frame
         net(images)
     net.reset()
     with open(arguments.answers, "w", encoding="utf-8") if arguments.answers else nullcontext() as answers:
-        hidden = arguments.quiet or not sys.stderr.isatty()
+        hidden = arguments.quiet or not on_terminal()
         for index in tqdm(range(frames), desc="inferences", unit="", disable=hidden, file=sys.stderr):
             if job.batches > 1:
                 images = job.batch(index)

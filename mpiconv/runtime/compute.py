@@ -95,7 +95,7 @@ def _conv(layer: Layer, box: Box, held: Box, weights: Weights) -> Operation:
             padding[axis] = before
         else:
             around[axis] = edges
-    pad = _padding(*around)
+    pad = _padding(around[0], around[1])
     pieces = _group_pieces(layer, box.channels)
     start, first = box.channels.lo, held.channels.lo
     kernels, bias = weights["weight"], weights.get("bias")

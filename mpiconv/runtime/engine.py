@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from mpiconv.errors import PlanError, UsageError
 from mpiconv.measure.record import PER_RANK, Record, merge, peak_rss_bytes
@@ -57,6 +58,8 @@ class DistributedNet:
         self._stamps: list[np.ndarray] = []
         self._latency: list[float] = []
         self._calls = 0
+        buffers = [exchanger.buffer for step in steps for _, exchanger in step.exchangers]
+        self._reused = {buffer.untyped_storage().data_ptr() for buffer in buffers if buffer is not None}
 
     def __call__(self, images: torch.Tensor | None = None) -> Any:
         """Run one batch. Collective.
@@ -94,6 +97,7 @@ class DistributedNet:
                 for source in step.finished:
                     del maps[source]
                 stamps[index, 2] = perf_counter()
+            output = tree_map_only(torch.Tensor, self._own_copy, output)
             self._latency.append(perf_counter() - begin)
         self._stamps.append(stamps)
         self._calls += 1
@@ -136,6 +140,10 @@ class DistributedNet:
             for rank in range(self.comm.size)
         ]
         return merge(parts)
+
+    def _own_copy(self, output: torch.Tensor) -> torch.Tensor:
+        """The tensor itself, or a copy of one that lies in a buffer which the next call writes to."""
+        return output.clone() if output.untyped_storage().data_ptr() in self._reused else output
 
     def _checked(self, images: torch.Tensor | None) -> torch.Tensor:
         wanted = self.plan.input_shape

@@ -48,6 +48,16 @@ def launcher_rank() -> int:
     return next((int(os.environ[name]) for name in LAUNCHER_RANKS if os.environ.get(name, "").isdigit()), 0)
 
 
+def on_terminal() -> bool:
+    """Whether a person sees this process's stderr: directly, or through an mpirun on this Linux machine."""
+    if sys.stderr.isatty():
+        return True
+    try:
+        return launcher_rank() == 0 and os.readlink(f"/proc/{os.getppid()}/fd/2").startswith("/dev/pts/")
+    except OSError:
+        return False
+
+
 def fail(message: str, status: int) -> NoReturn:
     """Say on stderr, once for all ranks, why the job ends, and end it with this exit status on every rank.
 
