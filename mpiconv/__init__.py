@@ -13,6 +13,7 @@ _EXPORTS = {
     "Plan": "mpiconv.partition",
     "make_plan": "mpiconv.partition",
     "distribute": "mpiconv.runtime",
+    "open_results": "mpiconv.measure",
     "MpiconvError": "mpiconv.errors",
 }
 

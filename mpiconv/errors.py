@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 
 class MpiconvError(Exception):
     """Something in the input or the surroundings is wrong; the command ends with exit status 1."""
@@ -21,3 +24,14 @@ class ModelError(MpiconvError):
 
 class PlanError(MpiconvError):
     """A plan does not fit its network, its ranks or itself; the message names the unit and the rank."""
+
+
+def need(module: str, extra: str) -> Any:
+    """Import a module that comes with one of the package's extras.
+
+    Raises MpiconvError that says which pip install brings it.
+    """
+    try:
+        return import_module(module)
+    except ImportError:
+        raise MpiconvError(f"this needs {module}: pip install 'mpiconv[{extra}]'") from None

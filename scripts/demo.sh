@@ -13,4 +13,7 @@ echo "== a picture through AlexNet at 227 x 227, its kernels split over 2 ranks 
 mpirun -n 2 mpiconv run --model alexnet --image scripts/pictures/portrait.jpg --scheme kpm --repeats 20 --check --output results/demo.h5
 
 echo
-echo "Next: the five-minute tour in README.md"
+mpiconv report results/demo.h5 results/demo-digits.h5 --out results/demo.html
+
+echo
+echo "Open results/demo.html in a browser. Next: the five-minute tour in README.md"

@@ -8,19 +8,19 @@ import math
 import shlex
 import sys
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from mpi4py import MPI
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from mpiconv.cli.setup import Job, prepare
-from mpiconv.cli.tables import latency, summary, where_time_went
+from mpiconv.cli.tables import latency, ranks_at_work, summary, where_time_went
 from mpiconv.errors import MpiconvError
 from mpiconv.measure import Record
-from mpiconv.measure.energy import PAPER, EnergyProfile
+from mpiconv.measure.energy import EnergyProfile
 from mpiconv.measure.results import check_writable, write_results
 from mpiconv.runtime.engine import DistributedNet, distribute
 from mpiconv.runtime.messages import bcast_json, on_root
@@ -28,6 +28,7 @@ from mpiconv.runtime.world import join_world, on_terminal
 
 CHECKED_BATCHES = 16
 TOLERANCE = 1e-5
+UNLIKELY_POWER_W = 100.0
 
 
 def infer(arguments: argparse.Namespace) -> int:
@@ -123,8 +124,8 @@ def _check(job: Job, outputs: list[Any]) -> dict[str, Any]:
 def _finish(arguments: argparse.Namespace, job: Job, record: Record, outputs: list[Any]) -> int:
     """What rank 0 does with the outputs and measurements of all ranks."""
     check = _check(job, outputs) if arguments.check else None
+    profile = job.profile
     predictions = [line for index, output in enumerate(outputs) for line in _predictions(job, output, index)]
-    profile = replace(PAPER, link_bytes_per_s=arguments.link_rate)
     if arguments.output:
         write_results(arguments.output, record, profile, _attributes(arguments, job, check))
     if arguments.json:
@@ -133,6 +134,8 @@ def _finish(arguments: argparse.Namespace, job: Job, record: Record, outputs: li
         print(summary(job, record, predictions, check, TOLERANCE))
         if not arguments.quiet:
             print(where_time_went(record))
+            print(ranks_at_work(record))
+            _tell_energy(record, job)
             if arguments.output:
                 print(f"results  {arguments.output}")
     sys.stdout.flush()
@@ -144,11 +147,28 @@ def _finish(arguments: argparse.Namespace, job: Job, record: Record, outputs: li
     return 0
 
 
+def _tell_energy(record: Record, job: Job) -> None:
+    """One line about energy: by which model, and what was measured."""
+    profile, means = job.profile, record.measured_joules[np.isfinite(record.measured_joules)]
+    compute, transfer = profile.compute_joules(record).sum(), profile.transfer_joules(record).sum()
+    line = (
+        f"energy   {compute:.3g} J computing + {transfer:.3g} J transferring per inference, all ranks, "
+        f"by the model {profile.name} ({profile.compute_power_w:g} W while computing)"
+    )
+    if profile.compute_power_w > UNLIKELY_POWER_W:
+        line += "; no board draws that much: compare, do not quote"
+    if len(means):
+        method = next(meter for meter in record.meters if meter)
+        line += f"; measured on whole hosts ({method}): {means.sum():.3g} J"
+    print(line)
+
+
 def _attributes(arguments: argparse.Namespace, job: Job, check: dict[str, Any] | None) -> dict[str, Any]:
     plan = job.plan
     found = {f"check_{key}": value for key, value in (check or {}).items()}
     return {
         "command_line": shlex.join(["mpiconv", *sys.argv[1:]]),
+        "name": arguments.name or "",
         "model": job.info.name,
         "weights": job.info.trained or f"random, seed {arguments.seed}",
         "scheme": plan.scheme,

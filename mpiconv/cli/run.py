@@ -35,7 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MB/s",
         help="link rate that the energy model assumes (default: 100)",
     )
+    measure.add_argument(
+        "--energy",
+        default="paper",
+        metavar="PROFILE",
+        help="paper, pi4, xavier-nx, laptop or FILE.toml:NAME (default: paper)",
+    )
     output = parser.add_argument_group("output")
+    output.add_argument(
+        "--name", metavar="TEXT", help="what to call this run in reports (default: model, scheme, ranks)"
+    )
     output.add_argument("--output", metavar="FILE.h5", help="write all measurements to this HDF5 file")
     output.add_argument(
         "--answers", metavar="FILE.jsonl", help="write a line per picture as it is done: index, label, score"

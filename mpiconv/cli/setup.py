@@ -11,6 +11,7 @@ from torch import nn
 
 from mpiconv.cli.options import shares_for
 from mpiconv.errors import UsageError
+from mpiconv.measure.energy import EnergyProfile, load_profile
 from mpiconv.nets import Info, info_of, load_model
 from mpiconv.nets.pictures import PictureFiles, Pictures, RandomPictures, folder_pictures
 from mpiconv.partition import Plan, make_plan
@@ -24,6 +25,7 @@ class Job:
     info: Info
     pictures: Pictures
     plan: Plan
+    profile: EnergyProfile
 
     @property
     def batches(self) -> int:
@@ -51,6 +53,7 @@ def prepare(arguments: argparse.Namespace, ranks: int) -> Job:
 
     Raises MpiconvError for whatever is missing, broken or does not fit.
     """
+    profile = replace(load_profile(arguments.energy), link_bytes_per_s=arguments.link_rate)
     saved = Plan.load(arguments.plan) if arguments.plan else None
     model, info = build_model(arguments)
     if saved is not None:
@@ -69,4 +72,4 @@ def prepare(arguments: argparse.Namespace, ranks: int) -> Job:
         pictures = RandomPictures(arguments.repeats * batch, arguments.seed, info)
     shape = (batch, *info.input_shape)
     plan = saved or make_plan(model, shape, arguments.scheme, ranks, shares_for(arguments, ranks), arguments.gather)
-    return Job(model, info, pictures, plan)
+    return Job(model, info, pictures, plan, profile)

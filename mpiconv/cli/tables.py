@@ -72,6 +72,35 @@ def where_time_went(record: Record) -> str:
     )
 
 
+def ranks_at_work(record: Record) -> str:
+    """A table of every rank's time over all repeats, computing and exchanging, and the slowest unit by name."""
+    compute = record.compute_time_s.sum(axis=(0, 2))
+    exchange = record.exchange_time_s.sum(axis=(0, 2))
+    split = record.compute_time_s[:, :, :-1].sum(axis=(0, 2))
+    mean = split.mean() or 1.0
+    header = ["rank", "host", "compute s", "exchange s", "exchange %", "split units vs mean", "peak RSS MB"]
+    rows = [
+        [
+            str(rank),
+            record.hostnames[rank],
+            f"{compute[rank]:.3f}",
+            f"{exchange[rank]:.3f}",
+            f"{100 * exchange[rank] / (compute[rank] + exchange[rank]):.1f}",
+            f"{100 * (split[rank] / mean - 1):+.1f} %",
+            f"{record.peak_rss_bytes[rank] / 1e6:.0f}",
+        ]
+        for rank in range(record.ranks)
+    ]
+    slowest = record.compute_time_s.mean(axis=0).max(axis=0)
+    unit = int(slowest.argmax())
+    lines = align([header, *rows])
+    lines.append(
+        f"imbalance {100 * (split.max() / mean - 1):.1f} % (max - mean) / mean of computing, the head left out"
+    )
+    lines.append(f"slowest unit {record.units[unit]}: {1e3 * slowest[unit]:.2f} ms on its slowest rank, mean")
+    return "\n".join(["", f"{len(record.latency_s)} repeats, all ranks", *lines])
+
+
 def align(rows: list[list[str]]) -> list[str]:
     """Rows as lines of one table: the first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

@@ -2,46 +2,110 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from mpiconv.errors import MpiconvError, UsageError
 from mpiconv.measure.record import Record
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+BUILT_IN = Path(__file__).with_name("profiles.toml")
+TRAFFIC = ("multicast", "unicast")
 
 
 @dataclass(frozen=True)
 class EnergyProfile:
-    """Constants of the energy model of [KPM22]: E_c = k f^3 T_c and E_t = T_t p.
+    """Constants of an energy model: E_c = P_c T_c with P_c = k f^3, and E_t = p T_t with T_t = bytes / B ([KPM22]).
 
     Attributes
     ----------
-    k, frequency_hz
-        Their product k f^3 is the power in W while computing.
+    compute_power_w
+        Power while computing; ``k`` and ``frequency_hz`` say where it comes from, and are 0 where it was given itself.
     transfer_power_w
-        Power p in W while transferring.
+        Power p while transferring.
+    traffic
+        ``multicast`` (what goes to several receivers counts once, as in the paper) or ``unicast`` (all that is sent
+        or received).
     link_bytes_per_s
-        The assumed link rate B, by which T_t = bytes / B.
+        The assumed link rate B.
     """
 
     name: str
-    k: float
-    frequency_hz: float
+    compute_power_w: float
     transfer_power_w: float
-    link_bytes_per_s: float
-
-    @property
-    def compute_power_w(self) -> float:
-        """Power while computing, k f^3, in W."""
-        return self.k * self.frequency_hz**3
+    traffic: str = "unicast"
+    source: str = ""
+    k: float = 0.0
+    frequency_hz: float = 0.0
+    link_bytes_per_s: float = 100e6
 
     def compute_joules(self, record: Record) -> np.ndarray:
         """(rank,): energy of computing per inference, from the measured compute times."""
         return np.asarray(self.compute_power_w * record.compute_time_s.sum(axis=2).mean(axis=0))
 
     def transfer_joules(self, record: Record) -> np.ndarray:
-        """(rank,): energy of transferring per inference; several receivers count once, as in the paper."""
-        return np.asarray(record.multicast_bytes.sum(axis=1) / self.link_bytes_per_s * self.transfer_power_w)
+        """(rank,): energy of transferring per inference, from the counted bytes and the assumed link rate."""
+        once = self.traffic == "multicast"
+        moved = record.multicast_bytes if once else record.bytes_sent + record.bytes_received
+        return np.asarray(moved.sum(axis=1) / self.link_bytes_per_s * self.transfer_power_w)
 
 
-PAPER = EnergyProfile("paper", k=1e-24, frequency_hz=1e9, transfer_power_w=0.8, link_bytes_per_s=100e6)
-"""The constants of [KPM22]. They give 1000 W of compute power, which no such board draws (k = 1e-27 gives 1 W)."""
+def load_profile(name: str) -> EnergyProfile:
+    """A built-in profile by name, or one from a file, ``FILE.toml`` (if it has one only) or ``FILE.toml:NAME``.
+
+    Raises
+    ------
+    UsageError
+        There is no such profile.
+    MpiconvError
+        The file cannot be read or a profile in it is wrong; the key is named.
+    """
+    file, _, wanted = name.rpartition(":") if ".toml:" in name else (name, "", "")
+    if not file.endswith(".toml"):
+        return _from_table(BUILT_IN, _tables(BUILT_IN), name)
+    tables = _tables(Path(file))
+    if not wanted and len(tables) != 1:
+        raise UsageError(f"{file} has the profiles {', '.join(tables)}: choose one as {file}:NAME")
+    return _from_table(Path(file), tables, wanted or next(iter(tables)))
+
+
+def _tables(path: Path) -> dict[str, Any]:
+    try:
+        tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tables
+    except OSError as error:
+        raise MpiconvError(f"cannot read the energy profiles {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise MpiconvError(f"{path} is not TOML: {error}") from None
+
+
+def _from_table(path: Path, tables: dict[str, Any], name: str) -> EnergyProfile:
+    if not isinstance(tables.get(name), dict):
+        close = get_close_matches(name, tables, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise UsageError(f"no energy profile {name!r}: choose from {', '.join(tables)} or FILE.toml:NAME{hint}")
+    table = dict(tables[name])
+    known = {field.name for field in fields(EnergyProfile)} - {"name", "link_bytes_per_s"}
+    for key, value in table.items():
+        if key not in known:
+            close = get_close_matches(key, known, 1)
+            raise MpiconvError(f"{path}: {name} has the unknown key {key!r}{f', is it {close[0]!r}?' if close else ''}")
+        if key not in ("source", "traffic") and (not isinstance(value, int | float) or value < 0):
+            raise MpiconvError(f"{path}: {key} of {name} is {value!r}: a number from 0 up is wanted")
+    if "k" in table and "frequency_hz" in table:
+        table.setdefault("compute_power_w", table["k"] * table["frequency_hz"] ** 3)
+    for key in ("compute_power_w", "transfer_power_w"):
+        if key not in table:
+            raise MpiconvError(f"{path}: {name} has no {key} (or k and frequency_hz)")
+    if table.get("traffic", "unicast") not in TRAFFIC:
+        raise MpiconvError(f"{path}: traffic of {name} is {table['traffic']!r}: {' or '.join(TRAFFIC)} is wanted")
+    return EnergyProfile(name, **table)

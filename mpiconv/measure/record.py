@@ -14,8 +14,11 @@ import numpy as np
 class Record:
     """Measurements with axes repeat, rank, unit; a rank's own record has one rank.
 
-    ``stamps`` is (repeat, rank, unit, 3): when the unit's exchange began, when its computation began, and when that
-    ended, in s on the rank's own clock. The bytes and messages are per inference.
+    ``stamps_s`` is (repeat, rank, unit, 3): when the unit's exchange began, when its computation began, and when that
+    ended, in s; on the rank's own clock in its own record, on the root's since the first inference in a merged one.
+    The bytes and messages are per inference; those by kind are (rank, unit, kind). ``clock_*`` are (rank,): the rank's
+    clock minus the root's at the start, how it drifts, and the most that the offset can be wrong by.
+    ``measured_joules`` is the host's energy per inference where it has a meter (on the first rank of a host), else NaN.
     """
 
     units: tuple[str, ...]
@@ -25,11 +28,19 @@ class Record:
     bytes_received: np.ndarray
     multicast_bytes: np.ndarray
     messages_sent: np.ndarray
+    bytes_sent_by_kind: np.ndarray
+    messages_sent_by_kind: np.ndarray
     flops: np.ndarray
     weight_bytes: np.ndarray
     peak_rss_bytes: np.ndarray
     threads: np.ndarray
+    measured_joules: np.ndarray
+    clock_offset_s: np.ndarray
+    clock_drift: np.ndarray
+    clock_error_s: np.ndarray
     hostnames: tuple[str, ...]
+    meters: tuple[str, ...]
+    patterns: tuple[str, ...]
 
     @property
     def exchange_time_s(self) -> np.ndarray:
@@ -52,7 +63,13 @@ class Record:
         return 1 if name == "stamps_s" else 0
 
 
-PER_RANK = tuple(f.name for f in fields(Record) if f.name not in ("units", "latency_s", "hostnames"))
+KINDS = ("bcast", "scatterv", "gatherv", "allgatherv", "sendrecv", "p2p")
+"""The kinds of exchange."""
+
+TEXTS = ("hostnames", "meters")
+"""The fields with one text per rank."""
+
+PER_RANK = tuple(f.name for f in fields(Record) if f.name not in ("units", "latency_s", *TEXTS, "patterns"))
 """The array fields that every rank has its own of."""
 
 
@@ -61,7 +78,8 @@ def merge(records: list[Record]) -> Record:
     arrays: dict[str, Any] = {
         name: np.concatenate([getattr(r, name) for r in records], axis=Record.rank_axis(name)) for name in PER_RANK
     }
-    return replace(records[0], hostnames=tuple(r.hostnames[0] for r in records), **arrays)
+    arrays |= {name: tuple(text for r in records for text in getattr(r, name)) for name in TEXTS}
+    return replace(records[0], **arrays)
 
 
 def peak_rss_bytes() -> int:

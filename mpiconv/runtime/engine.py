@@ -13,11 +13,13 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from mpiconv.errors import PlanError, UsageError
-from mpiconv.measure.record import PER_RANK, Record, merge, peak_rss_bytes
+from mpiconv.measure.power import find_meter
+from mpiconv.measure.record import KINDS, PER_RANK, TEXTS, Record, merge, peak_rss_bytes
 from mpiconv.nets.graph import PICTURE, Unit
 from mpiconv.partition import Box, Plan
 from mpiconv.partition.plan import ROOT
 from mpiconv.partition.receptive import unit_needs
+from mpiconv.runtime.clocks import on_root_clock, read_clocks
 from mpiconv.runtime.compute import LocalUnit
 from mpiconv.runtime.exchange import Exchanger, Groups
 from mpiconv.runtime.messages import allgather_json, bcast_json, on_root
@@ -58,6 +60,9 @@ class DistributedNet:
         self._stamps: list[np.ndarray] = []
         self._latency: list[float] = []
         self._calls = 0
+        hosts = allgather_json(comm, socket.gethostname())
+        self._meter, self.no_meter = find_meter() if hosts.index(hosts[comm.rank]) == comm.rank else (None, "")
+        self.reset()
         buffers = [exchanger.buffer for step in steps for _, exchanger in step.exchangers]
         self._reused = {buffer.untyped_storage().data_ptr() for buffer in buffers if buffer is not None}
 
@@ -104,15 +109,19 @@ class DistributedNet:
         return output
 
     def reset(self) -> None:
-        """Forget what was measured so far (after the warm-up, say)."""
+        """Forget what was measured so far (the warm-up, say), compare clocks, start power meters. Collective."""
         self._stamps.clear()
         self._latency.clear()
+        self._clocks = read_clocks(self.comm)
+        if self._meter is not None:
+            self._meter.start()
 
     @property
     def record(self) -> Record:
-        """What this rank measured since the last ``reset``."""
-        units, rank = range(len(self._steps)), self.comm.rank
-        stamps = np.array(self._stamps).reshape(len(self._stamps), 1, len(self._steps), 3)
+        """What this rank measured since the last ``reset``, its times on its own clock."""
+        units, rank, repeats = range(len(self._steps)), self.comm.rank, len(self._stamps)
+        stamps = np.array(self._stamps).reshape(repeats, 1, len(self._steps), 3)
+        joules = self._meter.stop() / max(repeats, 1) if self._meter is not None else np.nan
         counts = {
             name: self._count(name) for name in ("bytes_sent", "bytes_received", "multicast_bytes", "messages_sent")
         }
@@ -121,24 +130,40 @@ class DistributedNet:
             latency_s=np.array(self._latency),
             stamps_s=stamps,
             **counts,
+            bytes_sent_by_kind=self._by_kind("bytes_sent"),
+            messages_sent_by_kind=self._by_kind("messages_sent"),
             flops=np.array([[self.plan.flops(u, rank) for u in units]], np.int64),
             weight_bytes=np.array([self.weight_bytes], np.int64),
             peak_rss_bytes=np.array([peak_rss_bytes()], np.int64),
             threads=np.array([torch.get_num_threads()], np.int64),
+            measured_joules=np.array([joules]),
+            clock_offset_s=np.zeros(1),
+            clock_drift=np.zeros(1),
+            clock_error_s=np.zeros(1),
             hostnames=(socket.gethostname(),),
+            meters=(self._meter.method if self._meter is not None else "",),
+            patterns=tuple(self.plan.pattern(u) for u in units),
         )
 
     def collect(self) -> Record | None:
-        """The record of all ranks on rank 0, None on the others. Collective."""
-        mine = self.record
-        names = allgather_json(self.comm, list(mine.hostnames))
+        """The record of all ranks on rank 0, its times on the root's clock; None on the others. Collective."""
+        mine, clocks = self.record, read_clocks(self.comm)
+        texts = allgather_json(self.comm, {name: getattr(mine, name) for name in TEXTS})
         arrays = {name: self._gather(getattr(mine, name)) for name in PER_RANK}
         if self.comm.rank != ROOT:
             return None
-        parts = [
-            Record(mine.units, mine.latency_s, hostnames=tuple(names[rank]), **{n: a[rank] for n, a in arrays.items()})
-            for rank in range(self.comm.size)
-        ]
+        begin = mine.stamps_s[0, 0, 0, 0] if len(mine.stamps_s) else 0.0
+        elapsed = max(clocks.when_s - self._clocks.when_s, 1e-9)
+        parts = []
+        for rank in range(self.comm.size):
+            own: dict[str, Any] = {name: array[rank] for name, array in arrays.items()} | {
+                "stamps_s": on_root_clock(arrays["stamps_s"][rank], rank, self._clocks, clocks) - begin,
+                "clock_offset_s": self._clocks.offset_s[[rank]],
+                "clock_drift": (clocks.offset_s - self._clocks.offset_s)[[rank]] / elapsed,
+                "clock_error_s": np.maximum(clocks.error_s, self._clocks.error_s)[[rank]],
+            }
+            own |= {name: tuple(text) for name, text in texts[rank].items()}
+            parts.append(replace(mine, **own))
         return merge(parts)
 
     def _own_copy(self, output: torch.Tensor) -> torch.Tensor:
@@ -156,6 +181,15 @@ class DistributedNet:
         everything = np.empty((self.comm.size, *array.shape), array.dtype) if self.comm.rank == ROOT else None
         self.comm.Gather(np.ascontiguousarray(array), everything, ROOT)
         return everything if everything is not None else array
+
+    def _by_kind(self, name: str) -> np.ndarray:
+        """(1, unit, kind): a count per inference, by the kind of the exchange."""
+        totals = np.zeros((1, len(self._steps), len(KINDS)), np.int64)
+        for index, step in enumerate(self._steps):
+            for _, exchanger in step.exchangers:
+                if exchanger.pattern in KINDS:
+                    totals[0, index, KINDS.index(exchanger.pattern)] += getattr(exchanger.counter, name)
+        return totals // max(self._calls, 1)
 
     def _count(self, name: str) -> np.ndarray:
         totals = [sum(getattr(exchanger.counter, name) for _, exchanger in step.exchangers) for step in self._steps]

@@ -1,0 +1,146 @@
+"""One self-contained page about runs, with its tables as CSV and its figures as SVG and PNG beside it."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpiconv.errors import MpiconvError, need
+from mpiconv.study.charts import OF_A_RUN, OF_SEVERAL
+from mpiconv.study.runs import Run, baseline, by_network, load_runs, summary_rows, trace_events, unit_rows
+from mpiconv.study.style import pyplot, save
+
+FACTS = (
+    "command_line", "weights", "scheme", "shares", "gather", "batch", "repeats", "warmup", "created", "creator",
+    "git_commit", "mpi_library", "torch_version",
+)  # fmt: skip
+HIGH_POWER_W = 100.0
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure in the page: its heading, what it shows in words, and the SVG as a data address."""
+
+    title: str
+    text: str
+    source: str
+
+
+def write_report(paths: Sequence[str | Path], out: str | Path, title: str | None = None) -> Path:
+    """Write the page and what stands beside it; returns the folder with the CSV, SVG and PNG files.
+
+    Parameters
+    ----------
+    paths
+        Result files. Runs of different models are kept apart.
+    out
+        The page, ``report.html`` say; the other files go to ``report_files``.
+    title
+        Heading of the page; by default the models' names.
+
+    Raises
+    ------
+    MpiconvError
+        A file cannot be read or written, or an extra is not installed.
+    """
+    jinja2 = need("jinja2", "report")
+    runs = load_runs(paths)
+    out = Path(out)
+    beside = out.with_name(out.stem + "_files")
+    try:
+        beside.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MpiconvError(f"cannot write to {beside}: {error.strerror}") from None
+    groups: list[dict[str, Any]] = []
+    for number, (network, group) in enumerate(by_network(runs).items(), 1):
+        rows = summary_rows(group)
+        reference = baseline(group)
+        groups.append(
+            {
+                "network": " ".join(network),
+                "rows": rows,
+                "compared_with": reference.name,
+                "compared_split": reference.split,
+                "figures": [
+                    _draw(beside, f"{number}-{key}", heading, chart, group) for key, heading, chart in OF_SEVERAL
+                ],
+                "runs": [_about(run, beside, f"{number}-{i}") for i, run in enumerate(group, 1)],
+            }
+        )
+    _write_csv(beside / "summary.csv", [row for group in groups for row in group["rows"]])
+    _write_csv(beside / "units.csv", [row for run in runs for row in unit_rows(run)])
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("mpiconv.study"), autoescape=True, trim_blocks=True)
+    models = ", ".join(sorted({run.attribute("model") for run in runs}))
+    page = environment.get_template("report.html").render(
+        title=title or f"{models}: {len(runs)} run{'s' if len(runs) > 1 else ''}", groups=groups, beside=beside.name
+    )
+    _write_text(out, page)
+    return beside
+
+
+def write_trace(path: str | Path, out: str | Path) -> None:
+    """Write a run's Chrome trace as JSON.
+
+    Raises MpiconvError where a file cannot be read or written.
+    """
+    _write_text(Path(out), json.dumps(trace_events(load_runs([path])[0])))
+
+
+def _about(run: Run, beside: Path, key: str) -> dict[str, Any]:
+    """What the page says of one run."""
+    power = float(run.data.attrs.get("energy_compute_power_w", 0))
+    return {
+        "name": run.name,
+        "file": os.path.basename(run.path),
+        "facts": [(name, run.attribute(name)) for name in FACTS if name in run.data.attrs],
+        "hosts": [str(host) for host in run.array("hostname")],
+        "imbalance": f"{run.imbalance:.1%}",
+        "explained": f"{run.explained:.1%}",
+        "profile": run.attribute("energy_name"),
+        "power": f"{power:g}",
+        "unlikely": power > HIGH_POWER_W,
+        "check": f"{float(run.data.attrs['check_max_rel_error']):.2g}"
+        if "check_max_rel_error" in run.data.attrs
+        else "",
+        "equal": bool(run.data.attrs.get("check_equal", False)),
+        "figures": [_draw(beside, f"{key}-{name}", heading, chart, run) for name, heading, chart in OF_A_RUN],
+        "units": unit_rows(run),
+    }
+
+
+def _draw(beside: Path, key: str, title: str, chart: Callable[..., Any], what: Any) -> Drawn:
+    with pyplot() as plt:
+        figure = chart(plt, what)
+        save(figure, beside / f"{key}.png")
+        save(figure, beside / f"{key}.svg")
+    source = base64.b64encode((beside / f"{key}.svg").read_bytes()).decode()
+    return Drawn(title, (chart.__doc__ or "").strip(), f"data:image/svg+xml;base64,{source}")
+
+
+def _write_csv(path: Path, rows: list[dict[str, str]]) -> None:
+    try:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    except OSError as error:
+        raise MpiconvError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a whole file or none."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise MpiconvError(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        if temporary.exists():
+            temporary.unlink()

@@ -1,0 +1,193 @@
+"""Runs read back from result files, and what can be said of one or compared between several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpiconv.errors import MpiconvError
+from mpiconv.measure.results import open_results
+
+
+@dataclass(frozen=True)
+class Run:
+    """One result file as arrays; its name is for people and may hold any text."""
+
+    name: str
+    path: str
+    data: Any
+
+    @property
+    def ranks(self) -> int:
+        """Number of ranks."""
+        return int(self.data.sizes["rank"])
+
+    @property
+    def units(self) -> list[str]:
+        """The units' labels, the head last."""
+        return [str(unit) for unit in self.data.unit.values]
+
+    def attribute(self, name: str, default: str = "unknown") -> str:
+        """An attribute of the file as text."""
+        return str(self.data.attrs.get(name, default))
+
+    def array(self, name: str) -> np.ndarray:
+        """A variable's values."""
+        return np.asarray(self.data[name].values)
+
+    @property
+    def network(self) -> tuple[str, str]:
+        """Model and input shape: only runs with the same are compared."""
+        shape = "x".join(str(int(n)) for n in np.atleast_1d(self.data.attrs.get("input_shape", [])))
+        return self.attribute("model"), shape
+
+    @property
+    def split(self) -> bool:
+        """Whether more than one rank computes."""
+        return bool((self.array("flops").sum(axis=1) > 0).sum() > 1)
+
+    @property
+    def latency_s(self) -> float:
+        """Median latency in s."""
+        return float(np.median(self.array("latency")))
+
+    def busy_s(self, name: str) -> np.ndarray:
+        """(rank, unit): median of ``compute_time`` or ``exchange_time`` over the repeats, in s."""
+        return np.asarray(np.median(self.array(name), axis=0))
+
+    @property
+    def imbalance(self) -> float:
+        """(max - mean) / mean of the ranks' computing time in the units that are split, the head left out."""
+        return imbalance(self.busy_s("compute_time")[:, :-1].sum(axis=1))
+
+    @property
+    def explained(self) -> float:
+        """How much of the latency the root's computing and exchanging adds up to."""
+        parts = self.array("compute_time")[:, 0].sum(axis=1) + self.array("exchange_time")[:, 0].sum(axis=1)
+        return float(np.median(parts / self.array("latency")))
+
+
+def imbalance(busy: np.ndarray) -> float:
+    """(max - mean) / mean, 0 where nobody was busy."""
+    mean = float(busy.mean()) if busy.size else 0.0
+    return float(busy.max() / mean - 1) if mean else 0.0
+
+
+def load_runs(paths: Sequence[str | Path]) -> list[Run]:
+    """Read result files; runs of one name get their file's name added.
+
+    Raises MpiconvError, naming the file, for one that cannot be read.
+    """
+    runs = []
+    for path in paths:
+        data = open_results(path)
+        try:
+            run = Run("", str(path), data)
+            name = run.attribute("name", "") or f"{run.attribute('model')} {run.attribute('scheme')} x{run.ranks}"
+            _ = run.latency_s, run.imbalance, run.array("exchange_start"), run.array("peak_rss"), run.units
+            runs.append(Run(name, str(path), data))
+        except (KeyError, ValueError, IndexError) as error:
+            raise MpiconvError(f"{path} lacks what a report needs: {error}") from None
+    names = [run.name for run in runs]
+    return [
+        Run(f"{run.name} ({Path(run.path).stem})", run.path, run.data) if names.count(run.name) > 1 else run
+        for run in runs
+    ]
+
+
+def by_network(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
+    """Runs that may be compared, by their model and input shape."""
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.network, []).append(run)
+    return groups
+
+
+def baseline(group: Sequence[Run]) -> Run:
+    """What the others are compared with: the fastest run on one device, or the slowest where all are split."""
+    whole = [run for run in group if not run.split]
+    return min(whole, key=lambda r: r.latency_s) if whole else max(group, key=lambda r: r.latency_s)
+
+
+def summary_rows(group: Sequence[Run]) -> list[dict[str, str]]:
+    """A row per run: what it was, how long it took, what it moved, and how that compares."""
+    reference = baseline(group)
+    found = []
+    for run in group:
+        times, speed_up = 1e3 * run.array("latency"), reference.latency_s / run.latency_s
+        batch = int(run.data.attrs.get("batch", 1))
+        found.append(
+            {
+                "run": run.name,
+                "scheme": run.attribute("scheme"),
+                "ranks": str(run.ranks),
+                "hosts": str(len(set(run.array("hostname").tolist()))),
+                "latency median ms": f"{np.median(times):.2f}",
+                "p95 ms": f"{np.percentile(times, 95):.2f}",
+                "min ms": f"{times.min():.2f}",
+                "pictures/s": f"{1e3 * batch / times.mean():.1f}",
+                "speed-up": f"{speed_up:.2f}",
+                "efficiency": f"{speed_up / run.ranks:.2f}",
+                "imbalance": f"{run.imbalance:.1%}",
+                "moved MB": f"{run.array('bytes_received').sum() / 1e6:.2f}",
+                "largest weights MB": f"{run.array('weight_bytes').max() / 1e6:.1f}",
+                "peak RSS MB": f"{run.array('peak_rss').max() / 1e6:.0f}",
+                "energy J (model)": f"{(run.array('compute_energy') + run.array('transfer_energy')).sum():.3g}",
+            }
+        )
+    return found
+
+
+def unit_rows(run: Run) -> list[dict[str, str]]:
+    """A row per rank and unit: times, bytes, FLOPs."""
+    compute, exchange = 1e3 * run.busy_s("compute_time"), 1e3 * run.busy_s("exchange_time")
+    patterns = run.array("exchange_pattern")
+    return [
+        {
+            "run": run.name,
+            "rank": str(r),
+            "unit": unit,
+            "exchange": str(patterns[u]),
+            "compute median ms": f"{compute[r, u]:.3f}",
+            "exchange median ms": f"{exchange[r, u]:.3f}",
+            "bytes sent": str(run.array("bytes_sent")[r, u]),
+            "bytes received": str(run.array("bytes_received")[r, u]),
+            "messages sent": str(run.array("messages_sent")[r, u]),
+            "FLOPs": str(run.array("flops")[r, u]),
+        }
+        for r in range(run.ranks)
+        for u, unit in enumerate(run.units)
+    ]
+
+
+def trace_events(run: Run) -> dict[str, Any]:
+    """The run as a Chrome trace (chrome://tracing, Perfetto): a process per rank, times in us on the root's clock."""
+    events: list[dict[str, Any]] = []
+    hosts, patterns = run.array("hostname"), run.array("exchange_pattern")
+    for rank in range(run.ranks):
+        events.append({"ph": "M", "name": "process_name", "pid": rank, "args": {"name": f"rank {rank}, {hosts[rank]}"}})
+        events.append({"ph": "M", "name": "process_sort_index", "pid": rank, "args": {"sort_index": rank}})
+    exchange_start, compute_start = run.array("exchange_start"), run.array("compute_start")
+    exchange_time, compute_time = run.array("exchange_time"), run.array("compute_time")
+    received, flops = run.array("bytes_received"), run.array("flops")
+    for (repeat, rank, u), begin in np.ndenumerate(exchange_start):
+        common = {"ph": "X", "pid": rank, "tid": 0}
+        unit, arguments = run.units[u], {"repeat": repeat, "unit": run.units[u]}
+        if patterns[u] != "none":
+            detail = {**arguments, "bytes received": int(received[rank, u])}
+            span = {"name": f"{patterns[u]} {unit}", "cat": "exchange", "args": detail}
+            events.append({**common, **span, "ts": 1e6 * begin, "dur": 1e6 * exchange_time[repeat, rank, u]})
+        if flops[rank, u] or compute_time[repeat, rank, u] > 1e-4:
+            span = {"name": unit, "cat": "compute", "args": {**arguments, "FLOPs": int(flops[rank, u])}}
+            start, length = compute_start[repeat, rank, u], compute_time[repeat, rank, u]
+            events.append({**common, **span, "ts": 1e6 * start, "dur": 1e6 * length})
+    return {
+        "traceEvents": events,
+        "displayTimeUnit": "ms",
+        "distributedInfo": {"backend": "mpi", "rank": 0, "world_size": run.ranks},
+        "otherData": {"model": run.attribute("model"), "scheme": run.attribute("scheme"), "run": run.name},
+    }

@@ -1,0 +1,61 @@
+"""How figures look: one place for colours and sizes, readable on paper, on a phone and for the colour-blind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mpiconv.errors import MpiconvError, need
+
+# Okabe and Ito's palette
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+WAITING = "#B8BEC6"
+SETTINGS = {
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": "medium",
+    "axes.titlelocation": "left",
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 100,
+    "font.size": 10,
+    "grid.color": "#E3E6EA",
+    "legend.frameon": False,
+    "savefig.dpi": 150,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "mpiconv",
+    "text.parse_math": False,
+}
+
+
+def colour(index: int) -> str:
+    """The colour of rank, run or unit number ``index``."""
+    return COLOURS[index % len(COLOURS)]
+
+
+@contextmanager
+def pyplot() -> Iterator[Any]:
+    """Matplotlib's pyplot with the project's style and no window; its figures are closed at the end."""
+    need("matplotlib", "report").use("Agg")
+    plt = need("matplotlib.pyplot", "report")
+    with plt.rc_context(SETTINGS):
+        try:
+            yield plt
+        finally:
+            plt.close("all")
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure; the ending of the path says the format.
+
+    Raises MpiconvError, naming the file, where it cannot be written or its format is unknown.
+    """
+    try:
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    except OSError as error:
+        raise MpiconvError(f"cannot write {path}: {error.strerror}") from None
+    except ValueError:
+        raise MpiconvError(f"cannot write {path}: choose a name ending in .png, .svg or .pdf") from None
