@@ -18,6 +18,9 @@ if ! command -v chromium >/dev/null || ! command -v chromedriver >/dev/null; the
   fi
 fi
 
+[ -n "${MPICONV_TEST_LAB:-}" ] || echo "== NOT TESTED here: a real emulated lab (MPICONV_TEST_LAB=1 as root on Linux with tc)"
+[ "$(uname)" = Linux ] || echo "== NOT TESTED here: the peak memory of a slice (Linux only)"
+
 echo "== ruff"
 ruff format --config .ci/ruff.toml --check .
 ruff check --config .ci/ruff.toml .

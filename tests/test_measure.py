@@ -44,6 +44,8 @@ def record(repeats: int = 4, ranks: int = 2) -> Record:
         weight_bytes=np.full(ranks, 4000),
         peak_rss_bytes=np.full(ranks, 10**8),
         threads=np.ones(ranks, int),
+        pace=np.ones(ranks),
+        pace_overrun=np.zeros(ranks),
         measured_joules=np.full(ranks, np.nan),
         clock_offset_s=np.zeros(ranks),
         clock_drift=np.zeros(ranks),

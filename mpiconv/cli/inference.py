@@ -16,6 +16,7 @@ from mpi4py import MPI
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
+from mpiconv.cli.options import pace_of
 from mpiconv.cli.setup import Job, prepare
 from mpiconv.cli.tables import latency, ranks_at_work, summary, where_time_went
 from mpiconv.errors import MpiconvError
@@ -45,7 +46,8 @@ def infer(arguments: argparse.Namespace) -> int:
     job = on_root(comm, ready)
     if job is not None:
         _notes(arguments, job)
-    net = distribute(job.model if job else None, job.plan if job else None, comm)
+    pace = pace_of(arguments, comm.rank, comm.size)
+    net = distribute(job.model if job else None, job.plan if job else None, comm, pace, arguments.dilation)
     frames = bcast_json(comm, _frames(arguments, job) if job else None)
     if job is None:
         for index in range(arguments.warmup + frames):
@@ -179,6 +181,8 @@ def _attributes(arguments: argparse.Namespace, job: Job, check: dict[str, Any] |
         "batch": plan.batch,
         "repeats": _frames(arguments, job),
         "warmup": arguments.warmup,
+        "dilation": arguments.dilation,
+        "emulated": "yes" if max(arguments.pace) > 1 or arguments.dilation > 1 else "no",
         "mpi_library": MPI.Get_library_version().strip("\0 \n"),
         "torch_version": str(torch.__version__),
         **found,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 
 from mpiconv.errors import UsageError
@@ -48,6 +49,39 @@ def add_split_options(parser: argparse.ArgumentParser) -> None:
         default="pool",
         help="exchange after each convolution as in the paper, or after the activation and pooling (default: pool)",
     )
+
+
+def add_emulation_options(parser: argparse.ArgumentParser) -> None:
+    """Emulate slower devices on this machine: pace and time dilation."""
+    group = parser.add_argument_group("emulation (set by scripts/testbed.py)")
+    group.add_argument(
+        "--pace",
+        type=shares,
+        default=os.environ.get("MPICONV_PACE", "1"),
+        metavar="P,...",
+        help="how many times slower than this core each rank computes: one number, or one per rank (default: 1)",
+    )
+    group.add_argument(
+        "--dilation",
+        type=float,
+        default=os.environ.get("MPICONV_DILATION", "1"),
+        metavar="D",
+        help="all was slowed down so many times, links too: report times divided by it (default: 1)",
+    )
+
+
+def pace_of(arguments: argparse.Namespace, rank: int, ranks: int) -> float:
+    """How much slower a rank is to compute than its core.
+
+    Raises UsageError for a pace or dilation below 1, or another number of paces than ranks.
+    """
+    paces: list[float] = arguments.pace
+    if len(paces) not in (1, ranks):
+        raise UsageError(f"--pace has {len(paces)} numbers for {ranks} ranks: give one, or one per rank")
+    for value in (*paces, arguments.dilation):
+        if not 1 <= value < math.inf:
+            raise UsageError(f"a pace or dilation of {value:g}: 1 is the least, a core cannot be made faster")
+    return paces[rank if len(paces) > 1 else 0]
 
 
 def positive(text: str) -> int:

@@ -18,6 +18,8 @@ class Record:
     ended, in s; on the rank's own clock in its own record, on the root's since the first inference in a merged one.
     The bytes and messages are per inference; those by kind are (rank, unit, kind). ``clock_*`` are (rank,): the rank's
     clock minus the root's at the start, how it drifts, and the most that the offset can be wrong by.
+    ``pace`` is how much slower than its core each rank was made to compute, ``pace_overrun`` in which part of its units
+    the core was too busy to keep that pace.
     ``measured_joules`` is the host's energy per inference where it has a meter (on the first rank of a host), else NaN.
     """
 
@@ -34,6 +36,8 @@ class Record:
     weight_bytes: np.ndarray
     peak_rss_bytes: np.ndarray
     threads: np.ndarray
+    pace: np.ndarray
+    pace_overrun: np.ndarray
     measured_joules: np.ndarray
     clock_offset_s: np.ndarray
     clock_drift: np.ndarray
@@ -80,6 +84,14 @@ def merge(records: list[Record]) -> Record:
     }
     arrays |= {name: tuple(text for r in records for text in getattr(r, name)) for name in TEXTS}
     return replace(records[0], **arrays)
+
+
+def undilated(record: Record, dilation: float) -> Record:
+    """The record with all its times divided by a time dilation."""
+    times = {
+        name: getattr(record, name) / dilation for name in ("latency_s", "stamps_s", "clock_offset_s", "clock_error_s")
+    }
+    return replace(record, **times)
 
 
 def peak_rss_bytes() -> int:

@@ -192,6 +192,8 @@ def _variables(record: Record, profile: EnergyProfile) -> list[Variable]:
             "most memory resident in the process up to the last repeat",
         ),
         ("threads", ("rank",), record.threads, "1", "threads that torch computes with"),
+        ("pace", ("rank",), record.pace, "1", "how many times slower than its core the rank was made to compute"),
+        ("pace_overrun", ("rank",), record.pace_overrun, "1", "part of the units in which that pace could not be kept"),
         ("compute_energy", ("rank",), profile.compute_joules(record), "J", "energy of computing per inference, model"),
         (
             "transfer_energy",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter, sleep, thread_time
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,6 +43,29 @@ class LocalUnit:
         for operation in rest:
             tensor = operation(tensor)
         return tensor
+
+
+class Paced:
+    """A computation on a slower device: after it took t of CPU time it sleeps until ``pace`` times t has passed.
+
+    ``overrun`` counts the calls that took longer than that anyway, because others wanted the core too.
+    """
+
+    def __init__(self, compute: Callable[..., Any], pace: float) -> None:
+        self.compute, self.pace = compute, pace
+        self.calls = self.overrun = 0
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Compute, then sleep."""
+        begin, busy = perf_counter(), thread_time()
+        output = self.compute(*inputs)
+        rest = begin + self.pace * (thread_time() - busy) - perf_counter()
+        self.calls += 1
+        if rest > 0:
+            sleep(rest)
+        else:
+            self.overrun += 1
+        return output
 
 
 def build(layer: Layer, box: Box, weights: Weights, *, first: bool) -> Operation:

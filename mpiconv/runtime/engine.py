@@ -14,13 +14,13 @@ from torch.utils._pytree import tree_map_only
 
 from mpiconv.errors import PlanError, UsageError
 from mpiconv.measure.power import find_meter
-from mpiconv.measure.record import KINDS, PER_RANK, TEXTS, Record, merge, peak_rss_bytes
+from mpiconv.measure.record import KINDS, PER_RANK, TEXTS, Record, merge, peak_rss_bytes, undilated
 from mpiconv.nets.graph import PICTURE, Unit
 from mpiconv.partition import Box, Plan
 from mpiconv.partition.plan import ROOT
 from mpiconv.partition.receptive import unit_needs
 from mpiconv.runtime.clocks import on_root_clock, read_clocks
-from mpiconv.runtime.compute import LocalUnit
+from mpiconv.runtime.compute import LocalUnit, Paced
 from mpiconv.runtime.exchange import Exchanger, Groups
 from mpiconv.runtime.messages import allgather_json, bcast_json, on_root
 from mpiconv.runtime.weights import check_state, scatter_weights
@@ -50,9 +50,15 @@ class DistributedNet:
         The plan that it runs.
     weight_bytes
         B of weights that this rank computes with; the root's own slices are views of the whole model.
+    pace, dilation
+        How much slower this rank computes than its core, and what all recorded times are divided by (``distribute``).
     """
 
-    def __init__(self, plan: Plan, comm: MPI.Intracomm, steps: list[Step], weight_bytes: int) -> None:
+    def __init__(
+        self, plan: Plan, comm: MPI.Intracomm, steps: list[Step], weight_bytes: int, pace: float, dilation: float
+    ) -> None:
+        self.pace, self.dilation = pace, dilation
+        self._paced = [step.compute for step in steps if isinstance(step.compute, Paced)]
         self.plan = plan
         self.comm = comm
         self.weight_bytes = weight_bytes
@@ -136,6 +142,8 @@ class DistributedNet:
             weight_bytes=np.array([self.weight_bytes], np.int64),
             peak_rss_bytes=np.array([peak_rss_bytes()], np.int64),
             threads=np.array([torch.get_num_threads()], np.int64),
+            pace=np.array([self.pace]),
+            pace_overrun=np.array([self._overrun]),
             measured_joules=np.array([joules]),
             clock_offset_s=np.zeros(1),
             clock_drift=np.zeros(1),
@@ -164,7 +172,7 @@ class DistributedNet:
             }
             own |= {name: tuple(text) for name, text in texts[rank].items()}
             parts.append(replace(mine, **own))
-        return merge(parts)
+        return undilated(merge(parts), self.dilation)
 
     def _own_copy(self, output: torch.Tensor) -> torch.Tensor:
         """The tensor itself, or a copy of one that lies in a buffer which the next call writes to."""
@@ -182,6 +190,11 @@ class DistributedNet:
         self.comm.Gather(np.ascontiguousarray(array), everything, ROOT)
         return everything if everything is not None else array
 
+    @property
+    def _overrun(self) -> float:
+        calls = sum(compute.calls for compute in self._paced)
+        return sum(compute.overrun for compute in self._paced) / calls if calls else 0.0
+
     def _by_kind(self, name: str) -> np.ndarray:
         """(1, unit, kind): a count per inference, by the kind of the exchange."""
         totals = np.zeros((1, len(self._steps), len(KINDS)), np.int64)
@@ -196,7 +209,9 @@ class DistributedNet:
         return np.array([totals], np.int64) // max(self._calls, 1)
 
 
-def distribute(model: nn.Module | None, plan: Plan | None, comm: MPI.Intracomm) -> DistributedNet:
+def distribute(
+    model: nn.Module | None, plan: Plan | None, comm: MPI.Intracomm, pace: float = 1.0, dilation: float = 1.0
+) -> DistributedNet:
     """Send every rank its plan and its slice of the weights, and make ready to run. Collective.
 
     Parameters
@@ -207,6 +222,10 @@ def distribute(model: nn.Module | None, plan: Plan | None, comm: MPI.Intracomm) 
         The plan, on rank 0; the others pass None.
     comm
         The communicator; it must have as many ranks as the plan.
+    pace
+        Emulates a slower device: this rank computes so many times slower than its core, by sleeping.
+    dilation
+        The times of the merged record are divided by it, where everything was slowed down so many times.
 
     Raises
     ------
@@ -240,11 +259,13 @@ def distribute(model: nn.Module | None, plan: Plan | None, comm: MPI.Intracomm) 
         for unit, boxes, mine in zip(body, shared.boxes, weights, strict=True)
     ]
     computes.append(None if head is None else _whole_head(last, head, state))
+    if pace > 1:
+        computes = [None if compute is None else Paced(compute, pace) for compute in computes]
     steps = [_step(shared, u, comm.rank, exchangers, compute) for u, compute in enumerate(computes)]
     held = sum(t.nbytes for unit in weights for layer in unit for t in layer.values())
     if head is not None:
         held += sum(4 * param.size for param in last.params)
-    return DistributedNet(shared, comm, steps, held)
+    return DistributedNet(shared, comm, steps, held, pace, dilation)
 
 
 def _step(

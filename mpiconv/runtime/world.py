@@ -18,7 +18,7 @@ LAUNCHER_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
 LAUNCHER_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
 
 
-def join_world() -> MPI.Intracomm:
+def join_world(*, same_version: bool = True) -> MPI.Intracomm:
     """The communicator of all ranks, once it is sure that they belong together. Collective.
 
     Raises
@@ -37,7 +37,7 @@ def join_world() -> MPI.Intracomm:
                 f"({MPI.Get_library_version().split(',')[0].strip()}), also inside sbatch, or srun --mpi=pmix"
             )
     versions = allgather_json(comm, mpiconv.__version__)
-    if len(set(versions)) > 1:
+    if same_version and len(set(versions)) > 1:
         found = ", ".join(f"rank {rank} has {version}" for rank, version in enumerate(versions))
         raise MpiconvError(f"the ranks run different versions of mpiconv: {found}; install one version on all hosts")
     return comm

@@ -1,0 +1,77 @@
+"""The work behind ``mpiconv doctor``: examine, print tables, say what to mend."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from math import isnan
+
+import torch
+
+from mpiconv.cli.options import pace_of
+from mpiconv.cli.tables import align
+from mpiconv.errors import MpiconvError
+from mpiconv.runtime.doctor import Findings, examine
+from mpiconv.runtime.world import join_world
+
+
+def diagnose(arguments: argparse.Namespace) -> int:
+    """Examine all ranks; the root prints. Collective.
+
+    Raises MpiconvError if something would break a run, once it is printed.
+    """
+    comm = join_world(same_version=False)
+    torch.set_num_threads(arguments.threads)
+    found = examine(comm, pace_of(arguments, comm.rank, comm.size))
+    if comm.rank == 0:
+        print(json.dumps(_plain(found)) if arguments.json else _tables(found), flush=True)
+        if found.errors:
+            raise MpiconvError(found.errors[0])
+    comm.Barrier()
+    return 0
+
+
+def _plain(found: Findings) -> dict[str, object]:
+    """JSON has no NaN: null on the diagonals."""
+    plain = asdict(found) | {"shares": found.shares}
+    for key in ("bytes_per_s", "latency_s"):
+        plain[key] = [[None if isnan(value) else value for value in row] for row in plain[key]]
+    return plain
+
+
+def _tables(found: Findings) -> str:
+    header = ["rank", "host", "cores", "threads", "memory GB", "conv GFLOP/s", "clock ms", "mpiconv", "torch", "MPI"]
+    rows = [
+        [
+            str(i),
+            rank["host"],
+            str(rank["cores"]),
+            str(rank["threads"]),
+            f"{rank['memory_bytes'] / 1e9:.1f}",
+            f"{rank['conv_gflop_per_s']:.1f}",
+            f"{1e3 * found.offset_s[i]:+.3f}",
+            rank["mpiconv"],
+            rank["torch"],
+            rank["mpi"],
+        ]
+        for i, rank in enumerate(found.ranks)
+    ]
+    lines = align([header, *rows])
+    if len(found.ranks) > 1:
+        lines += ["", "MB/s and one-way latency in us, from the rank on the left to the rank above"]
+        above = ["", *(f"rank {b}" for b in range(len(found.ranks)))]
+        table = [
+            [
+                f"rank {a}",
+                *(
+                    "-" if isnan(rate) else f"{rate / 1e6:.1f}, {1e6 * found.latency_s[a][b]:.0f}"
+                    for b, rate in enumerate(row)
+                ),
+            ]
+            for a, row in enumerate(found.bytes_per_s)
+        ]
+        lines += align([above, *table])
+    lines += ["", *(f"error    {text}" for text in found.errors), *(f"warning  {text}" for text in found.warnings)]
+    lines.append("all is well" if not found.errors and not found.warnings else "")
+    return "\n".join(lines).rstrip()

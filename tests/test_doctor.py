@@ -1,0 +1,119 @@
+"""The doctor, and the emulation of slower devices."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from mpiconv.measure import open_results
+from mpiconv.measure.record import undilated
+from mpiconv.runtime.compute import Paced
+from mpiconv.runtime.doctor import Findings, _judge
+from tests.conftest import ROOT, execute, mpiconv
+from tests.test_measure import record
+
+
+def test_ranks_and_links():
+    ended = mpiconv(3, "doctor", "--json")
+    assert ended.status == 0, ended.err
+    found = ended.json
+    assert [rank["mpiconv"] for rank in found["ranks"]] == [found["ranks"][0]["mpiconv"]] * 3
+    assert all(rank["conv_gflop_per_s"] > 0 and rank["memory_bytes"] > 0 for rank in found["ranks"])
+    for a in range(3):
+        for b in range(3):
+            assert (found["bytes_per_s"][a][b] is None) == (a == b)
+            assert a == b or found["latency_s"][a][b] > 0
+    assert found["errors"] == []
+
+
+def test_table_for_a_person():
+    ended = mpiconv(2, "doctor")
+    assert ended.status == 0, ended.err
+    assert "conv GFLOP/s" in ended.out
+    assert "MB/s and one-way latency" in ended.out
+
+
+def test_different_versions_are_shown_and_fail():
+    command = ["mpirun", "-n", "2", sys.executable, "-m", "tests.broken_rank", "1", "version", "doctor"]
+    ended = execute(command, cwd=ROOT)
+    assert (ended.status, len(ended.errors)) == (1, 1)
+    assert "mpiconv differs: rank 0 has 0.1.0, rank 1 has 0.0.0; install one version" in ended.errors[0]
+    assert "conv GFLOP/s" in ended.out
+
+
+def rank(**changes: object) -> dict[str, object]:
+    usual = {"host": "a", "machine": "x86_64", "cores": 2, "threads": 1, "memory_bytes": 1, "python": "3.11.7"}
+    return usual | {"mpiconv": "1", "torch": "2", "mpi": "Open MPI v5", "conv_gflop_per_s": 10.0} | changes
+
+
+@pytest.mark.parametrize(
+    ("ranks", "links", "error", "warning"),
+    [
+        pytest.param([rank(), rank(host="b")], None, "", "", id="well"),
+        pytest.param([rank(), rank(mpi="MPICH")], None, "Open MPI v5, rank 1 has MPICH", "", id="mpi"),
+        pytest.param([rank(), rank(torch="3")], None, "", "torch differs", id="torch"),
+        pytest.param([rank(cores=1)] * 3, [[9.0] * 3] * 3, "", "", id="bound-to-a-core-each"),
+        pytest.param([rank(threads=4)], None, "", "rank 0 has 4 threads on 2 cores: use --threads 2", id="threads"),
+        pytest.param([rank(), rank(conv_gflop_per_s=2.5)], None, "", "--shares 1,0.25", id="slow-rank"),
+        pytest.param(
+            [rank()] * 2 + [rank(host="b")], [[np.nan, 9e6, 9e6], [9e6, np.nan, 9e6], [9e6, 1e6, np.nan]], "",
+            "the link from rank 2 to 1 has 1.0 MB/s, the others 9.0", id="slow-link",
+        ),
+    ],
+)  # fmt: skip
+def test_what_disagrees_is_named_with_the_fix(ranks, links, error, warning):
+    links = links or [[np.nan] * len(ranks)] * len(ranks)
+    found = Findings(ranks, [0.0] * len(ranks), links, links)
+    _judge(found)
+    for texts, word in ((found.errors, error), (found.warnings, warning)):
+        assert len(texts) == bool(word), texts
+        assert not word or word in texts[0]
+
+
+def test_a_paced_computation_takes_its_time():
+    def busy() -> str:
+        end = time.thread_time() + 0.02
+        while time.thread_time() < end:
+            pass
+        return "done"
+
+    paced = Paced(busy, 4)
+    begin = time.perf_counter()
+    assert paced() == "done"
+    assert time.perf_counter() - begin >= 0.08
+    assert paced.calls == 1
+
+
+def test_times_are_given_undilated():
+    slow = record()
+    assert np.allclose(undilated(slow, 8).latency_s, slow.latency_s / 8)
+    assert np.allclose(undilated(slow, 8).compute_time_s, slow.compute_time_s / 8)
+
+
+def test_pace_and_dilation_are_in_the_results(tmp_path):
+    path = tmp_path / "r.h5"
+    words = ["--model", "digits", "--repeats", 3, "--check", "--output", path, "--pace", "2,4", "--dilation", 2]
+    ended = mpiconv(2, "run", *words)
+    assert ended.status == 0, ended.err
+    data = open_results(path)
+    assert data.pace.values.tolist() == [2, 4]
+    assert data.attrs["dilation"] == 2
+    assert data.attrs["emulated"] == "yes"
+    assert ((data.pace_overrun >= 0) & (data.pace_overrun <= 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "word"),
+    [
+        (["--pace", "1,2,3"], "--pace has 3 numbers for 2 ranks"),
+        (["--pace", "0.5"], "a pace or dilation of 0.5: 1 is the least"),
+        (["--dilation", "0"], "a pace or dilation of 0: 1 is the least"),
+    ],
+)
+def test_paces_that_are_refused(words, word):
+    ended = mpiconv(2, "run", "--model", "digits", "--repeats", 1, *words)
+    assert (ended.status, len(ended.errors)) == (2, 1)
+    assert word in ended.errors[0]
