@@ -17,6 +17,7 @@ def counts(text: str) -> list[int]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``mpiconv model``."""
     add_model_options(parser)
+    parser.set_defaults(model=None)
     parser.add_argument("--input", metavar="CxHxW", help="input of the model (default: its own), like 3x227x227")
     parser.add_argument(
         "--devices", type=counts, metavar="N,...", help="numbers of equal devices (default: 1,2,4,8; figure 6: 2 to 12)"
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table and draw the figure; exit status 0."""
+    arguments.model = arguments.model or ("vgg11" if arguments.figure == 7 else "alexnet")
     from mpiconv.cli.model_table import show  # torch only now, so that --help is quick
 
     return show(arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -38,7 +39,7 @@ def find_meter(sys: Path = SYS) -> tuple[Meter | None, str]:
     return None, "this machine has no RAPL zones under powercap and no INA or power sensor under hwmon"
 
 
-class _Sampled:
+class _Sampled(ABC):
     """Calls ``sample`` at least every ``INTERVAL_S`` from a thread of its own, until ``stop``."""
 
     method = ""
@@ -65,13 +66,13 @@ class _Sampled:
             self.sample()
         return self.joules
 
+    @abstractmethod
     def begin(self) -> None:
         """Take the first reading."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sample(self) -> None:
         """Add the energy since the last reading."""
-        raise NotImplementedError
 
     def _run(self) -> None:
         while not self._done.wait(INTERVAL_S):
