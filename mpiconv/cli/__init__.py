@@ -17,6 +17,7 @@ COMMANDS = {
     "run": "infer over pictures, a folder or random input, split over the ranks (under mpirun)",
     "model": "the paper's equations per layer: computation, memory, communication; its figures",
     "report": "one page of figures and tables from result files, with CSV, SVG and a trace beside it",
+    "sweep": "run a grid of runs from a TOML file, each its own job; resumable",
     "doctor": "do the ranks agree: versions, hosts, threads, clocks, links (under mpirun)",
     "plan": "show or save who computes what for a model, a scheme and a number of ranks",
 }

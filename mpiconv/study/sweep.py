@@ -1,0 +1,178 @@
+"""Sweeps: a grid of runs from a TOML file, each its own job, resumable by the result files that are there."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import IO, Any
+
+from mpiconv.errors import MpiconvError, UsageError
+from mpiconv.measure.results import check_results
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+GRACE_S = 10
+LAUNCHER = "mpirun -n {ranks}"
+TABLES = ("launcher", "timeout_s", "fixed", "grid")
+OPTIONS = (
+    "model", "weights", "classes", "input_size", "batch", "seed", "scheme", "shares", "offload", "gather", "image",
+    "data", "repeats", "warmup", "threads", "check", "link_rate", "energy", "pace", "dilation", "ranks",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run: what it is called, its ranks, and its options as words of a command line."""
+
+    name: str
+    ranks: int
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All points, and how each is started; ``launcher`` has ``{ranks}`` in it."""
+
+    points: tuple[Point, ...]
+    launcher: str
+    timeout_s: float
+
+    def command(self, point: Point, output: Path) -> list[str]:
+        """The command line of a point that writes its results to ``output``."""
+        launch = shlex.split(self.launcher.format(ranks=point.ranks))
+        run = [sys.executable, "-m", "mpiconv", "run", *point.words]
+        return [*launch, *run, "--name", point.name, "--output", str(output), "--quiet"]
+
+
+def read_sweep(path: str | Path) -> Sweep:
+    """Read a sweep: ``[grid]`` has a list for every option that varies, ``[fixed]`` a value for the others.
+
+    Raises
+    ------
+    MpiconvError
+        The file cannot be read.
+    UsageError
+        A key is unknown (the nearest right one is named) or a value is of the wrong kind.
+    """
+    try:
+        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MpiconvError(f"cannot read the sweep {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise MpiconvError(f"{path} is not TOML: {error}") from None
+    _check_keys(path, data, TABLES)
+    fixed, grid = data.get("fixed", {}), data.get("grid", {})
+    if not isinstance(fixed, Mapping) or not isinstance(grid, Mapping) or not grid:
+        raise UsageError(f"{path}: a table [grid] with at least one option is wanted, and [fixed] is a table")
+    for table in (fixed, grid):
+        _check_keys(path, table, OPTIONS)
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise UsageError(f"{path}: {key} in [grid] is {values!r}: a list of values is wanted")
+        if key in fixed:
+            raise UsageError(f"{path}: {key} is both in [fixed] and in [grid]")
+    launcher, timeout_s = data.get("launcher", LAUNCHER), data.get("timeout_s", 3600)
+    if not isinstance(launcher, str) or "{ranks}" not in launcher:
+        raise UsageError(
+            f"{path}: launcher is {launcher!r}: a command with {{ranks}} in it is wanted, like {LAUNCHER!r}"
+        )
+    if not isinstance(timeout_s, int | float) or timeout_s <= 0:
+        raise UsageError(f"{path}: timeout_s is {timeout_s!r}: a number of seconds is wanted")
+    points = tuple(_points(path, fixed, grid))
+    if len({point.name for point in points}) < len(points):
+        raise UsageError(f"{path}: a value stands twice in [grid]")
+    return Sweep(points, launcher, timeout_s)
+
+
+def _check_keys(path: str | Path, table: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    for key in table:
+        if key not in known:
+            close = get_close_matches(key, known, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
+            raise UsageError(f"{path} has the unknown key {key!r}{hint}")
+
+
+def _points(path: str | Path, fixed: Mapping[str, Any], grid: Mapping[str, list[Any]]) -> Iterator[Point]:
+    for values in itertools.product(*grid.values()):
+        chosen = dict(zip(grid, values, strict=True))
+        name = "_".join(f"{key}-{_text(value)}" for key, value in chosen.items())
+        options = {**fixed, **chosen}
+        ranks = options.pop("ranks", 1)
+        if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
+            raise UsageError(f"{path}: ranks is {ranks!r}: a whole number from 1 up is wanted")
+        yield Point("".join(c if c.isalnum() or c in "._-" else "-" for c in name), ranks, tuple(_words(options)))
+
+
+def _words(options: Mapping[str, Any]) -> Iterator[str]:
+    """Options as words: a true switch alone, a false one not at all, a list of files as several words."""
+    for key, value in options.items():
+        if value is False:
+            continue
+        yield f"--{key.replace('_', '-')}"
+        if key == "image":
+            yield from (map(str, value) if isinstance(value, list) else [str(value)])
+        elif value is not True:
+            yield _text(value)
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def is_done(output: Path) -> bool:
+    """Whether a point's result file is there and whole."""
+    try:
+        check_results(output)
+    except MpiconvError:
+        return False
+    return True
+
+
+def run_point(sweep: Sweep, point: Point, folder: Path) -> str:
+    """Run a point as a job of its own; why it failed in one line, or nothing. Its log stands beside the result file."""
+    output, log = folder / f"{point.name}.h5", folder / f"{point.name}.log"
+    command = sweep.command(point, output)
+    try:
+        with log.open("w", encoding="utf-8") as file:
+            print(shlex.join(command), file=file, flush=True)
+            status = _finish(command, file, sweep.timeout_s)
+    except OSError as error:
+        return f"cannot start {command[0]}: {error.strerror}"
+    if status is None:
+        return f"did not end within {sweep.timeout_s:g} s"
+    if status == 0 and is_done(output):
+        return ""
+    said = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    reason = next((line for line in said if line.startswith("mpiconv: error:")), f"exit status {status}")
+    return reason.removeprefix("mpiconv: error: ")
+
+
+def _finish(command: list[str], log: IO[str], timeout_s: float) -> int | None:
+    """The exit status of a job; None for one that was ended, with all its ranks, because it took too long."""
+    with subprocess.Popen(
+        command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+    ) as job:
+        try:
+            return job.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(job.pid, signal.SIGTERM)
+            return None
+        except BaseException:
+            os.killpg(job.pid, signal.SIGTERM)
+            raise
+        finally:
+            try:
+                job.wait(GRACE_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(job.pid, signal.SIGKILL)
