@@ -210,7 +210,9 @@ def test_rapl_counts_all_packages_and_wraps_around(tmp_path):
     meter.sample()
     assert meter.joules == pytest.approx(1.75)
     meter.start()
-    (packages[1] / "energy_uj").write_text("9350000")
+    (packages[1] / "energy_uj").write_text("9300000")
+    meter.start()  # again: only what comes from now on counts
+    (packages[1] / "energy_uj").write_text("9400000")
     assert meter.stop() == pytest.approx(0.1)
 
 

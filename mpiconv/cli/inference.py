@@ -59,7 +59,7 @@ def infer(arguments: argparse.Namespace) -> int:
     outputs = _run_all(arguments, job, net, frames)
     record = net.collect()
     assert record is not None  # noqa: S101 - this is rank 0
-    return _finish(arguments, job, record, outputs)
+    return _finish(arguments, job, record, outputs, net.no_meter)
 
 
 def _frames(arguments: argparse.Namespace, job: Job) -> int:
@@ -123,7 +123,7 @@ def _check(job: Job, outputs: list[Any]) -> dict[str, Any]:
     return {"max_abs_error": worst, "max_rel_error": relative, "equal": equal, "batches": len(checked)}
 
 
-def _finish(arguments: argparse.Namespace, job: Job, record: Record, outputs: list[Any]) -> int:
+def _finish(arguments: argparse.Namespace, job: Job, record: Record, outputs: list[Any], no_meter: str) -> int:
     """What rank 0 does with the outputs and measurements of all ranks."""
     check = _check(job, outputs) if arguments.check else None
     profile = job.profile
@@ -137,7 +137,7 @@ def _finish(arguments: argparse.Namespace, job: Job, record: Record, outputs: li
         if not arguments.quiet:
             print(where_time_went(record))
             print(ranks_at_work(record))
-            _tell_energy(record, job)
+            _tell_energy(record, job, no_meter)
             if arguments.output:
                 print(f"results  {arguments.output}")
     sys.stdout.flush()
@@ -149,7 +149,7 @@ def _finish(arguments: argparse.Namespace, job: Job, record: Record, outputs: li
     return 0
 
 
-def _tell_energy(record: Record, job: Job) -> None:
+def _tell_energy(record: Record, job: Job, no_meter: str) -> None:
     """One line about energy: by which model, and what was measured."""
     profile, means = job.profile, record.measured_joules[np.isfinite(record.measured_joules)]
     compute, transfer = profile.compute_joules(record).sum(), profile.transfer_joules(record).sum()
@@ -162,6 +162,8 @@ def _tell_energy(record: Record, job: Job) -> None:
     if len(means):
         method = next(meter for meter in record.meters if meter)
         line += f"; measured on whole hosts ({method}): {means.sum():.3g} J"
+    elif no_meter:
+        line += f"; not measured: {no_meter}"
     print(line)
 
 

@@ -50,7 +50,8 @@ class _Sampled(ABC):
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to count."""
+        """Begin to count, anew if it was counting."""
+        self.stop()
         self.joules = 0.0
         self._done.clear()
         self.begin()

@@ -52,6 +52,8 @@ class DistributedNet:
         B of weights that this rank computes with; the root's own slices are views of the whole model.
     pace, dilation
         How much slower this rank computes than its core, and what all recorded times are divided by (``distribute``).
+    no_meter
+        Why this rank's host has no power meter that can be read; empty if it has, or if another rank looks after it.
     """
 
     def __init__(
