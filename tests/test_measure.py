@@ -265,13 +265,14 @@ def test_recording_costs_less_than_a_hundredth():
             begin = time.perf_counter()
             model(image)
             runs.append(time.perf_counter() - begin)
-    stamps, rounds = np.empty((4, 3)), 2000
-    begin = time.perf_counter()
-    for _ in range(rounds):
+    stamps, costs = np.empty((4, 3)), []
+    for _ in range(300):
+        begin = time.perf_counter()
         for u in range(4):
             for i in range(3):
                 stamps[u, i] = time.perf_counter()
-    assert (time.perf_counter() - begin) / rounds < 0.01 * np.median(runs)
+        costs.append(time.perf_counter() - begin)
+    assert np.median(costs) < 0.01 * np.median(runs)
 
 
 def test_a_run_is_explained_and_its_clocks_agree(tmp_path):
