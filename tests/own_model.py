@@ -9,3 +9,7 @@ def make() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 5, 3, 2), nn.AvgPool2d(2)
     )
+
+
+def lazy() -> nn.Module:
+    return nn.Sequential(nn.LazyConv2d(4, 3))

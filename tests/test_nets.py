@@ -132,6 +132,11 @@ def test_unknown_models():
         mpiconv.load_model("collections:OrderedDict")
 
 
+def test_lazy_parameters_are_named():
+    with pytest.raises(ModelError, match=r"0\.weight has no shape yet \(a Lazy module\)"):
+        mpiconv.load_model("tests.own_model:lazy")
+
+
 def test_own_model():
     model = mpiconv.load_model("tests.own_model:make", seed=5)
     again = mpiconv.load_model("tests.own_model:make", seed=5)

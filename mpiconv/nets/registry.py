@@ -154,6 +154,10 @@ def _load_own(name: str, weights: str | Path | None, seed: int) -> nn.Module:
 
 def _finish(model: nn.Module, info: Info) -> nn.Module:
     for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ModelError(
+                f"{name} has no shape yet (a Lazy module): call the model on a picture before returning it"
+            )
         if parameter.dtype != torch.float32:
             raise ModelError(f"{name} is {parameter.dtype}: only float32 models are split (call .float() on it)")
     model.info = info  # type: ignore[assignment]
