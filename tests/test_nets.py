@@ -132,6 +132,15 @@ def test_unknown_models():
         mpiconv.load_model("collections:OrderedDict")
 
 
+def test_the_own_model_of_the_readme_is_split():
+    text = (PICTURES.parent.parent / "README.md").read_text()
+    source = re.search(r"cat > mynet\.py <<'END'\n(.*?)\nEND\n", text, re.S)[1]
+    names: dict[str, object] = {}
+    exec(source, names)
+    graph = trace(names["make"](), (3, 64, 64)).graph
+    assert graph.unit_names == ("conv1", "conv2", "head")
+
+
 def test_lazy_parameters_are_named():
     with pytest.raises(ModelError, match=r"0\.weight has no shape yet \(a Lazy module\)"):
         mpiconv.load_model("tests.own_model:lazy")
