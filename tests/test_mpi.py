@@ -19,6 +19,8 @@ from mpiconv.errors import ModelError, MpiconvError
 from mpiconv.measure.record import peak_rss_bytes
 from mpiconv.partition import SCHEMES
 from mpiconv.runtime import DistributedNet
+from mpiconv.runtime.settings import Settings
+from mpiconv.runtime.wire import WIRES
 from tests.random_nets import Cat, Sum, nets
 from tests.simulated import assert_close
 
@@ -73,12 +75,12 @@ def built(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
     return model, picture
 
 
-def compare(model: nn.Module, shape: tuple[int, ...], **options: object) -> None:
+def compare(model: nn.Module, shape: tuple[int, ...], settings: Settings | None = None, **options: object) -> None:
     """Distribute, run twice, and compare on rank 0; a failure is told to all ranks so that none waits."""
     root = COMM.rank == 0
     plan = mpiconv.make_plan(model, shape, ranks=COMM.size, **options) if root else None
     images = torch.randn(shape, generator=torch.Generator().manual_seed(3)) if root else None
-    net = mpiconv.distribute(model if root else None, plan, COMM)
+    net = mpiconv.distribute(model if root else None, plan, COMM, settings)
     before = net(torch.zeros(shape) if root else None)
     kept = before.clone() if root else None
     output = net(images)
@@ -87,10 +89,12 @@ def compare(model: nn.Module, shape: tuple[int, ...], **options: object) -> None
     if root:
         try:
             with torch.inference_mode():
-                assert_close(output, model(images))
+                assert_close(output, model(images), 1e-5 + WIRES[net.settings.wire].tolerance)
             assert torch.equal(before, kept), "an answer changed when the next one was computed"
             for rank in range(COMM.size):
                 for u in range(len(plan.graph.units)):
+                    if net.settings.wire != "float32":
+                        continue
                     assert record.bytes_received[rank, u] == plan.bytes_received(u, rank), (rank, u)
                     assert record.bytes_sent[rank, u] == plan.bytes_sent(u, rank), (rank, u)
                     assert record.multicast_bytes[rank, u] == plan.multicast_bytes(u, rank), (rank, u)
@@ -98,7 +102,7 @@ def compare(model: nn.Module, shape: tuple[int, ...], **options: object) -> None
                     assert record.weight_bytes[rank] == sum(plan.weight_bytes(u, rank) for u in range(len(plan.boxes)))
             assert record.compute_time_s.shape == (2, COMM.size, len(plan.graph.units))
         except AssertionError as error:
-            failure = f"{options}: {error}"
+            failure = f"{net.settings} {options}: {error}"
     else:
         assert output is None
         assert record is None
@@ -112,10 +116,53 @@ def compare(model: nn.Module, shape: tuple[int, ...], **options: object) -> None
 def test_split_equals_unsplit(name, scheme):
     model, picture = built(name)
     ranks = COMM.size
-    for shares in (None, [0.7, 0.2, 0.1, 0.4, 0.3, 0.6][:ranks], [1, *[0] * (ranks - 1)], [0, *[1] * (ranks - 1)]):
+    settings = [Settings(), Settings(compute="eager"), Settings(overlap="on"), Settings(wait="sleep", in_flight=2)]
+    for turn, shares in enumerate(
+        (None, [0.7, 0.2, 0.1, 0.4, 0.3, 0.6][:ranks], [1, *[0] * (ranks - 1)], [0, *[1] * (ranks - 1)])
+    ):
         for gather in ("pool", "conv"):
-            compare(model, (1, *picture), scheme=scheme, shares=shares, gather=gather)
+            compare(model, (1, *picture), settings[turn], scheme=scheme, shares=shares, gather=gather)
     compare(model, (3, *picture), scheme=scheme)
+    compare(model, (2, *picture), Settings(overlap="on"), scheme=scheme)
+
+
+@pytest.mark.parallel(RANKS)
+@pytest.mark.parametrize("compute", ["auto", "eager"])
+@pytest.mark.parametrize("wire", sorted(WIRES))
+def test_wire_formats_within_their_error(wire, compute):
+    model, picture = built("digits")
+    for scheme in ("kpm", "wpm", "grid"):
+        compare(model, (2, *picture), Settings(wire=wire, compute=compute), scheme=scheme)
+
+
+@pytest.mark.parallel(RANKS)
+@pytest.mark.parametrize("scheme", sorted(SCHEMES))
+@pytest.mark.parametrize("in_flight", [1, 2, 3])
+def test_stream(scheme, in_flight):
+    """Any number of batches, also fewer than are in flight and none, in order, with every one recorded."""
+    model, picture = built("branches")
+    root = COMM.rank == 0
+    plan = mpiconv.make_plan(model, (1, *picture), scheme, COMM.size) if root else None
+    net = mpiconv.distribute(model if root else None, plan, COMM, Settings(in_flight=in_flight, overlap="on"))
+    failure = ""
+    for count in (0, 1, in_flight, 7):
+        images = torch.randn(count, 1, *picture, generator=torch.Generator().manual_seed(count)) if root else None
+        outputs = list(net.stream(images))
+        record = net.collect() if count == 7 else None
+        if root:
+            try:
+                assert len(outputs) == count
+                with torch.inference_mode():
+                    for image, output in zip(images, outputs, strict=True):
+                        assert_close(output, model(image))
+                if record:
+                    assert len(record.latency_s) == 7
+                    assert record.stamps_s.shape[:2] == (7, COMM.size)
+            except AssertionError as error:
+                failure = f"{count}: {error}"
+        net.reset()
+    failure = COMM.bcast(failure)
+    assert not failure
 
 
 @pytest.mark.parallel(RANKS)
@@ -129,8 +176,14 @@ def test_random_nets():
         st.lists(st.sampled_from([0, 0.3, 1, 2.5]), min_size=COMM.size, max_size=COMM.size).filter(any),
         st.sampled_from(["pool", "conv"]),
         st.integers(1, 2),
+        st.builds(
+            Settings,
+            compute=st.sampled_from(["auto", "auto", "eager"]),
+            overlap=st.sampled_from(["auto", "on"]),
+            wait=st.sampled_from(["spin", "sleep"]),
+        ),
     )
-    def every_rank_draws_the_same(net, scheme, shares, gather, batch):
+    def every_rank_draws_the_same(net, scheme, shares, gather, batch, settings):
         model, picture = net
         try:
             mpiconv.make_plan(model, (batch, *picture))
@@ -140,7 +193,7 @@ def test_random_nets():
         except ModelError:
             assume(False)
         try:
-            compare(model, (batch, *picture), scheme=scheme, shares=shares, gather=gather)
+            compare(model, (batch, *picture), settings, scheme=scheme, shares=shares, gather=gather)
         except AssertionError as error:
             failures.append(f"{model} {picture} {scheme} {shares} {gather}: {error}")
 

@@ -6,8 +6,12 @@ import argparse
 import math
 import os
 import re
+from typing import TYPE_CHECKING
 
 from mpiconv.errors import UsageError
+
+if TYPE_CHECKING:
+    from mpiconv.runtime.settings import Settings
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +69,62 @@ def add_emulation_options(parser: argparse.ArgumentParser) -> None:
         default=os.environ.get("MPICONV_DILATION", "1"),
         metavar="D",
         help="all was slowed down so many times, links too: report times divided by it (default: 1)",
+    )
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """How the plan is run: local compute, waiting, what travels, overlap, batches in flight."""
+    group = parser.add_argument_group("engine")
+    group.add_argument(
+        "--compute",
+        choices=("auto", "eager"),
+        default="auto",
+        help="auto: channels last and oneDNN with weights reordered once, where this torch has it; eager: torch's "
+        "operations one by one (default: auto)",
+    )
+    group.add_argument(
+        "--wait",
+        choices=("auto", "spin", "sleep"),
+        default=os.environ.get("MPICONV_WAIT", "auto"),
+        help="wait for messages spinning (soonest) or asleep (saves the core and energy); auto: asleep where a host "
+        "has more ranks than cores (default: auto)",
+    )
+    group.add_argument(
+        "--wire",
+        choices=("float32", "float16", "bfloat16", "int8"),
+        default="float32",
+        help="number format of maps in messages; other than float32 the results are less exact, by how much --check "
+        "says (default: float32)",
+    )
+    group.add_argument(
+        "--overlap",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="compute and send what others need first, the rest while it travels; auto: where a message takes long "
+        "enough to pay for it (default: auto)",
+    )
+    group.add_argument(
+        "--in-flight",
+        type=positive,
+        default=1,
+        metavar="K",
+        help="batches under way at a time: one's exchange hides under another's computing; more throughput, more "
+        "latency and memory (default: %(default)s)",
+    )
+
+
+def settings_of(arguments: argparse.Namespace, pace: float) -> Settings:
+    """The engine's settings that the options ask for."""
+    from mpiconv.runtime.settings import Settings
+
+    return Settings(
+        compute=arguments.compute,
+        wait=arguments.wait,
+        wire=arguments.wire,
+        overlap=arguments.overlap,
+        in_flight=arguments.in_flight,
+        pace=pace,
+        dilation=arguments.dilation,
     )
 
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from mpiconv.cli.options import add_emulation_options, add_model_options, add_split_options, positive, rate, whole
+from mpiconv.cli.options import (
+    add_emulation_options,
+    add_engine_options,
+    add_model_options,
+    add_split_options,
+    positive,
+    rate,
+    whole,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PROFILE",
         help="paper, pi4, xavier-nx, laptop or FILE.toml:NAME (default: paper)",
     )
+    add_engine_options(parser)
     add_emulation_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -115,3 +117,13 @@ def to_tensor(picture: Image.Image, info: Info) -> torch.Tensor:
     tensor = torch.from_numpy(pixels).reshape(rows, columns, channels).permute(2, 0, 1)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (info.mean, info.std))
     return ((tensor - mean) / std).contiguous()
+
+
+def ahead(load: Callable[[int], torch.Tensor], count: int, depth: int) -> Iterator[torch.Tensor]:
+    """``load(0)`` to ``load(count - 1)``, read by a thread up to ``depth`` beyond what was taken."""
+    with ThreadPoolExecutor(1) as reader:
+        waiting: deque[Future[torch.Tensor]] = deque()
+        for index in range(count):
+            while len(waiting) <= depth and index + len(waiting) < count:
+                waiting.append(reader.submit(load, index + len(waiting)))
+            yield waiting.popleft().result()

@@ -38,6 +38,10 @@ class Span:
             return self or other
         return Span(min(self.lo, other.lo), max(self.hi, other.hi))
 
+    def wider(self, around: tuple[int, int]) -> Span:
+        """The span with so many indices more before and after it."""
+        return Span(self.lo - around[0], self.hi + around[1])
+
     def __str__(self) -> str:
         return f"{self.lo}:{self.hi}"
 

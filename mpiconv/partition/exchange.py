@@ -24,11 +24,13 @@ class Exchange:
     """What happens to one map between the ranks that made it and those that need it.
 
     ``owned[r]`` is what rank r computed, ``needed[r]`` what it needs next; both may overlap with other ranks'.
+    ``part_of`` is the pattern of the exchange that this one is a part of.
     """
 
     owned: tuple[Box, ...]
     needed: tuple[Box, ...]
     transfers: tuple[Transfer, ...]
+    part_of: str = ""
 
     @cached_property
     def members(self) -> tuple[int, ...]:
@@ -44,6 +46,8 @@ class Exchange:
         """
         if not self.transfers:
             return "none"
+        if self.part_of:
+            return self.part_of
         sources = {t.source for t in self.transfers}
         targets = {t.target for t in self.transfers}
         if self._everyone_needs_all():
@@ -54,6 +58,11 @@ class Exchange:
         if len(targets) == 1:
             return "gatherv"
         return "sendrecv" if all(self._is_halo(t) for t in self.transfers) else "p2p"
+
+    def part(self, owned: Sequence[Box]) -> Exchange:
+        """What of this exchange can be sent once the ranks have computed only ``owned`` of what they own."""
+        cut = (Transfer(t.source, t.target, t.box & owned[t.source]) for t in self.transfers)
+        return Exchange(tuple(owned), self.needed, tuple(t for t in cut if t.box), self.pattern)
 
     def _is_halo(self, transfer: Transfer) -> bool:
         """Whether the piece is whole rows of what its target needs."""

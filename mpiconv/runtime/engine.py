@@ -2,43 +2,48 @@
 
 from __future__ import annotations
 
-import socket
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from mpi4py import MPI
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from mpiconv.errors import PlanError, UsageError
-from mpiconv.measure.power import find_meter
-from mpiconv.measure.record import KINDS, PER_RANK, TEXTS, Record, merge, peak_rss_bytes, undilated
 from mpiconv.nets.graph import PICTURE, Unit
 from mpiconv.partition import Box, Plan
-from mpiconv.partition.plan import ROOT
-from mpiconv.partition.receptive import unit_needs
-from mpiconv.runtime.clocks import on_root_clock, read_clocks
-from mpiconv.runtime.compute import LocalUnit, Paced
-from mpiconv.runtime.exchange import Exchanger, Groups
-from mpiconv.runtime.messages import allgather_json, bcast_json, on_root
-from mpiconv.runtime.weights import check_state, scatter_weights
+from mpiconv.partition.pieces import Pieces, pieces
+from mpiconv.partition.plan import FLOAT_BYTES, ROOT
+from mpiconv.runtime.compute import LocalUnit, Paced, weights_of
+from mpiconv.runtime.exchange import Memory
+from mpiconv.runtime.frames import Compute, Slot, around_of
+from mpiconv.runtime.messages import bcast_json, on_root
+from mpiconv.runtime.progress import Progress
+from mpiconv.runtime.recording import Recorder
+from mpiconv.runtime.settings import Settings
+from mpiconv.runtime.waiting import Waiting, choose
+from mpiconv.runtime.weights import UnitWeights, check_state
+from mpiconv.runtime.wire import WIRES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from mpiconv.measure import Record
 
-    from mpi4py import MPI
+STOP = -1
+WORTH_S = 0.5e-3
+PROBE_BYTES = 2**18
 
 
 @dataclass
-class Step:
-    """One unit on this rank: the exchanges before it, where its inputs lie in what they leave, and what to compute."""
+class _Frame:
+    """A frame under way: its number (None until it is known), what it waits for, and the rest of its work."""
 
-    exchangers: list[tuple[int, Exchanger]]
-    inputs: list[tuple[int, tuple[slice, ...] | None]]
-    compute: Callable[..., Any] | None
-    finished: list[int]
+    slot: Slot
+    work: Generator[list[MPI.Request], None, Any]
+    requests: list[MPI.Request]
 
 
 class DistributedNet:
@@ -48,31 +53,44 @@ class DistributedNet:
     ----------
     plan
         The plan that it runs.
+    settings
+        How it runs it; ``wait`` is what ``auto`` came to.
     weight_bytes
         B of weights that this rank computes with; the root's own slices are views of the whole model.
-    pace, dilation
-        How much slower this rank computes than its core, and what all recorded times are divided by (``distribute``).
+    overlapped
+        The units whose output is sent piece by piece while the rest is computed.
     no_meter
         Why this rank's host has no power meter that can be read; empty if it has, or if another rank looks after it.
     """
 
     def __init__(
-        self, plan: Plan, comm: MPI.Intracomm, steps: list[Step], weight_bytes: int, pace: float, dilation: float
+        self,
+        plan: Plan,
+        comm: MPI.Intracomm,
+        settings: Settings,
+        slots: list[Slot],
+        computes: list[list[Compute | None]],
+        weight_bytes: int,
     ) -> None:
-        self.pace, self.dilation = pace, dilation
-        self._paced = [step.compute for step in steps if isinstance(step.compute, Paced)]
-        self.plan = plan
-        self.comm = comm
+        self.plan, self.comm, self.settings = plan, comm, settings
         self.weight_bytes = weight_bytes
-        self._steps = steps
-        self._stamps: list[np.ndarray] = []
-        self._latency: list[float] = []
-        self._calls = 0
-        hosts = allgather_json(comm, socket.gethostname())
-        self._meter, self.no_meter = find_meter() if hosts.index(hosts[comm.rank]) == comm.rank else (None, "")
+        self.overlapped = tuple(
+            unit.name for unit, step in zip(plan.graph.units, slots[0].steps, strict=True) if step.early
+        )
+        self._slots = slots
+        self._waiting = Waiting(settings.wait)
+        self._progress = Progress(comm, wanted=bool(self.overlapped) or settings.in_flight > 1)
+        self._number = 0
+        exchangers = [exchanger for slot in slots for parts in slot.exchangers.values() for exchanger in parts]
+        self._reused = {e.buffer.untyped_storage().data_ptr() for e in exchangers if e.buffer is not None}
+        counters = [
+            [(e.pattern, e.counter) for slot in slots for i in plan.incoming(u) for e in slot.exchangers[i]]
+            for u in range(len(plan.graph.units))
+        ]
+        paced = [compute for unit in computes for compute in unit if isinstance(compute, Paced)]
+        self._recorder = Recorder(plan, comm, counters, paced, weight_bytes)
+        self.no_meter = self._recorder.no_meter
         self.reset()
-        buffers = [exchanger.buffer for step in steps for _, exchanger in step.exchangers]
-        self._reused = {buffer.untyped_storage().data_ptr() for buffer in buffers if buffer is not None}
 
     def __call__(self, images: torch.Tensor | None = None) -> Any:
         """Run one batch. Collective.
@@ -93,126 +111,133 @@ class DistributedNet:
             On rank 0, if the pictures have another shape than the plan. The other ranks are then still waiting, so
             a script that may get there should be started with ``python -m mpi4py``, which ends them.
         """
-        if self.comm.rank == ROOT:
-            images = self._checked(images)
-        stamps = np.empty((len(self._steps), 3))
-        maps: dict[int, torch.Tensor | None] = {PICTURE: images}
-        output = None
-        with torch.inference_mode():
-            begin = perf_counter()
-            for index, step in enumerate(self._steps):
-                stamps[index, 0] = perf_counter()
-                for source, exchanger in step.exchangers:
-                    maps[source] = exchanger(maps[source])
-                stamps[index, 1] = perf_counter()
-                inputs = (_part(maps[source], where) for source, where in step.inputs)
-                maps[index] = output = None if step.compute is None else step.compute(*inputs)
-                for source in step.finished:
-                    del maps[source]
-                stamps[index, 2] = perf_counter()
-            output = tree_map_only(torch.Tensor, self._own_copy, output)
-            self._latency.append(perf_counter() - begin)
-        self._stamps.append(stamps)
-        self._calls += 1
-        return output
+        slot = self._slots[0]
+        frame = _Frame(slot, self._work(slot, self._checked(images), self._next_number()), [])
+        with self._progress:
+            while True:
+                done = self._advance(frame)
+                if done is not None:
+                    return done[0]
+                self._waiting.all(frame.requests)
+
+    def stream(self, batches: Iterable[torch.Tensor] | None = None) -> Iterator[Any]:
+        """Run batch after batch, ``settings.in_flight`` of them under way at a time. Collective.
+
+        Rank 0 alone knows the batches: the others call it without, and are told when there are no more. On every rank
+        the iterator has to be used up. The outputs come in the order of the batches; on the others they are None.
+
+        Raises
+        ------
+        UsageError
+            On rank 0, if a batch has another shape than the plan (see ``__call__``).
+        """
+        source = iter(batches if batches is not None and self.comm.rank == ROOT else ())
+        idle, open_slots = list(self._slots), len(self._slots)
+        active: list[_Frame] = []
+        order: list[_Frame] = []
+        done: dict[int, Any] = {}
+        with self._progress:
+            while open_slots or order:
+                while idle:
+                    frame = self._opened(idle.pop(0), source)
+                    active.append(frame)
+                    order.append(frame)
+                ready = [f for f in active if not f.requests or MPI.Request.Testall(f.requests)]
+                if len(active) == 1 and not ready:
+                    self._waiting.all(active[0].requests)
+                    ready = active[:]
+                if not ready:
+                    self._waiting.rest()
+                    continue
+                frame = ready[0]
+                result = self._advance(frame)
+                if result is not None:
+                    active.remove(frame)
+                    output, stopped = result
+                    if stopped:
+                        open_slots -= 1
+                        order.remove(frame)
+                    else:
+                        idle.append(frame.slot)
+                        done[id(frame)] = output
+                    while order and id(order[0]) in done:
+                        yield done.pop(id(order.pop(0)))
 
     def reset(self) -> None:
         """Forget what was measured so far (the warm-up, say), compare clocks, start power meters. Collective."""
-        self._stamps.clear()
-        self._latency.clear()
-        self._clocks = read_clocks(self.comm)
-        if self._meter is not None:
-            self._meter.start()
+        self._number = 0
+        self._recorder.reset()
 
     @property
     def record(self) -> Record:
         """What this rank measured since the last ``reset``, its times on its own clock."""
-        units, rank, repeats = range(len(self._steps)), self.comm.rank, len(self._stamps)
-        stamps = np.array(self._stamps).reshape(repeats, 1, len(self._steps), 3)
-        joules = self._meter.stop() / max(repeats, 1) if self._meter is not None else np.nan
-        counts = {
-            name: self._count(name) for name in ("bytes_sent", "bytes_received", "multicast_bytes", "messages_sent")
-        }
-        return Record(
-            units=self.plan.graph.unit_names,
-            latency_s=np.array(self._latency),
-            stamps_s=stamps,
-            **counts,
-            bytes_sent_by_kind=self._by_kind("bytes_sent"),
-            messages_sent_by_kind=self._by_kind("messages_sent"),
-            flops=np.array([[self.plan.flops(u, rank) for u in units]], np.int64),
-            weight_bytes=np.array([self.weight_bytes], np.int64),
-            peak_rss_bytes=np.array([peak_rss_bytes()], np.int64),
-            threads=np.array([torch.get_num_threads()], np.int64),
-            pace=np.array([self.pace]),
-            pace_overrun=np.array([self._overrun]),
-            measured_joules=np.array([joules]),
-            clock_offset_s=np.zeros(1),
-            clock_drift=np.zeros(1),
-            clock_error_s=np.zeros(1),
-            hostnames=(socket.gethostname(),),
-            meters=(self._meter.method if self._meter is not None else "",),
-            patterns=tuple(self.plan.pattern(u) for u in units),
-        )
+        return self._recorder.record(self.settings.pace)
 
     def collect(self) -> Record | None:
         """The record of all ranks on rank 0, its times on the root's clock; None on the others. Collective."""
-        mine, clocks = self.record, read_clocks(self.comm)
-        texts = allgather_json(self.comm, {name: getattr(mine, name) for name in TEXTS})
-        arrays = {name: self._gather(getattr(mine, name)) for name in PER_RANK}
-        if self.comm.rank != ROOT:
-            return None
-        begin = mine.stamps_s[0, 0, 0, 0] if len(mine.stamps_s) else 0.0
-        elapsed = max(clocks.when_s - self._clocks.when_s, 1e-9)
-        parts = []
-        for rank in range(self.comm.size):
-            own: dict[str, Any] = {name: array[rank] for name, array in arrays.items()} | {
-                "stamps_s": on_root_clock(arrays["stamps_s"][rank], rank, self._clocks, clocks) - begin,
-                "clock_offset_s": self._clocks.offset_s[[rank]],
-                "clock_drift": (clocks.offset_s - self._clocks.offset_s)[[rank]] / elapsed,
-                "clock_error_s": np.maximum(clocks.error_s, self._clocks.error_s)[[rank]],
-            }
-            own |= {name: tuple(text) for name, text in texts[rank].items()}
-            parts.append(replace(mine, **own))
-        return undilated(merge(parts), self.dilation)
+        return self._recorder.collect(self.record, self.settings.dilation)
+
+    def _next_number(self) -> int:
+        self._number += 1
+        return self._number - 1
+
+    def _advance(self, frame: _Frame) -> tuple[Any, bool] | None:
+        """Do what the frame can do without waiting; (output, whether it was told to stop) once it is through."""
+        with torch.inference_mode():
+            try:
+                frame.requests = next(frame.work)
+            except StopIteration as end:
+                result: tuple[Any, bool] = end.value
+                return result
+        return None
+
+    def _work(
+        self, slot: Slot, images: torch.Tensor | None, number: int
+    ) -> Generator[list[MPI.Request], None, tuple[Any, bool]]:
+        output, stamps, seconds = yield from slot.run(images)
+        begin = perf_counter()
+        output = tree_map_only(torch.Tensor, self._own_copy, output) if self.comm.rank == ROOT else None
+        self._recorder.add(number, stamps, seconds + perf_counter() - begin)
+        return output, False
+
+    def _opened(self, slot: Slot, source: Iterator[torch.Tensor]) -> _Frame:
+        """The next frame in a slot: the root has its number go round, or that there is none."""
+        message, images = np.empty(1, np.int64), None
+        if self.comm.rank == ROOT:
+            images = next(source, None)
+            message[0] = STOP if images is None else self._next_number()
+            images = None if images is None else self._checked(images)
+        told = [slot.comm.Ibcast(message, ROOT)]
+        return _Frame(slot, self._told(slot, message, told, images), [])
+
+    def _told(
+        self, slot: Slot, message: np.ndarray, told: list[MPI.Request], images: torch.Tensor | None
+    ) -> Generator[list[MPI.Request], None, tuple[Any, bool]]:
+        if self.comm.rank != ROOT or message[0] == STOP:
+            yield told
+        if message[0] == STOP:
+            return None, True
+        number = int(message[0])
+        result = yield from self._work(slot, images, number)
+        MPI.Request.Waitall(told)
+        return result
 
     def _own_copy(self, output: torch.Tensor) -> torch.Tensor:
         """The tensor itself, or a copy of one that lies in a buffer which the next call writes to."""
         return output.clone() if output.untyped_storage().data_ptr() in self._reused else output
 
-    def _checked(self, images: torch.Tensor | None) -> torch.Tensor:
+    def _checked(self, images: torch.Tensor | None) -> torch.Tensor | None:
+        if self.comm.rank != ROOT:
+            return None
         wanted = self.plan.input_shape
         if not isinstance(images, torch.Tensor) or tuple(images.shape) != wanted or images.dtype != torch.float32:
             found = "nothing" if images is None else f"{getattr(images, 'dtype', '')} {tuple(images.shape)}"
             raise UsageError(f"the plan is for float32 pictures of shape {wanted}, rank 0 was given {found}")
         return images.detach().contiguous()
 
-    def _gather(self, array: np.ndarray) -> np.ndarray:
-        everything = np.empty((self.comm.size, *array.shape), array.dtype) if self.comm.rank == ROOT else None
-        self.comm.Gather(np.ascontiguousarray(array), everything, ROOT)
-        return everything if everything is not None else array
-
-    @property
-    def _overrun(self) -> float:
-        calls = sum(compute.calls for compute in self._paced)
-        return sum(compute.overrun for compute in self._paced) / calls if calls else 0.0
-
-    def _by_kind(self, name: str) -> np.ndarray:
-        """(1, unit, kind): a count per inference, by the kind of the exchange."""
-        totals = np.zeros((1, len(self._steps), len(KINDS)), np.int64)
-        for index, step in enumerate(self._steps):
-            for _, exchanger in step.exchangers:
-                if exchanger.pattern in KINDS:
-                    totals[0, index, KINDS.index(exchanger.pattern)] += getattr(exchanger.counter, name)
-        return totals // max(self._calls, 1)
-
-    def _count(self, name: str) -> np.ndarray:
-        totals = [sum(getattr(exchanger.counter, name) for _, exchanger in step.exchangers) for step in self._steps]
-        return np.array([totals], np.int64) // max(self._calls, 1)
-
 
 def distribute(
-    model: nn.Module | None, plan: Plan | None, comm: MPI.Intracomm, pace: float = 1.0, dilation: float = 1.0
+    model: nn.Module | None, plan: Plan | None, comm: MPI.Intracomm, settings: Settings | None = None
 ) -> DistributedNet:
     """Send every rank its plan and its slice of the weights, and make ready to run. Collective.
 
@@ -224,16 +249,15 @@ def distribute(
         The plan, on rank 0; the others pass None.
     comm
         The communicator; it must have as many ranks as the plan.
-    pace
-        Emulates a slower device: this rank computes so many times slower than its core, by sleeping.
-    dilation
-        The times of the merged record are divided by it, where everything was slowed down so many times.
+    settings
+        How to run it: the root's count, of the others only ``pace``. None for the defaults.
 
     Raises
     ------
     MpiconvError
         On every rank, if the plan is for another number of ranks or another model.
     """
+    settings = settings or Settings()
 
     def check() -> tuple[dict[str, Any], nn.Module, dict[str, torch.Tensor]]:
         from mpiconv.nets.trace import trace
@@ -252,35 +276,89 @@ def distribute(
     checked = on_root(comm, check)
     data, head, state = checked if checked is not None else (None, None, {})
     shared = Plan.from_dict(bcast_json(comm, data))
-    groups: Groups = {}
-    weights = scatter_weights(shared, state, comm, groups)
-    exchangers = {i: Exchanger(spec, shared.batch, comm, groups) for i, spec in shared.exchanges.items()}
-    *body, last = shared.graph.units
-    computes: list[Callable[..., Any] | None] = [
-        LocalUnit(unit, boxes[comm.rank], mine) if boxes[comm.rank] else None
-        for unit, boxes, mine in zip(body, shared.boxes, weights, strict=True)
-    ]
-    computes.append(None if head is None else _whole_head(last, head, state))
-    if pace > 1:
-        computes = [None if compute is None else Paced(compute, pace) for compute in computes]
-    steps = [_step(shared, u, comm.rank, exchangers, compute) for u, compute in enumerate(computes)]
-    held = sum(t.nbytes for unit in weights for layer in unit for t in layer.values())
+    settings = replace(Settings(**bcast_json(comm, asdict(settings))), pace=settings.pace)
+    settings = replace(settings, wait=choose(settings.wait, comm))
+    cuts = _cuts(shared, settings, comm)
+    computes, held = _computes(shared, cuts, settings, comm, state)
+    last: Compute | None = None
     if head is not None:
-        held += sum(4 * param.size for param in last.params)
-    return DistributedNet(shared, comm, steps, held, pace, dilation)
+        last = _whole_head(shared.graph.units[-1], head, state)
+        held += sum(FLOAT_BYTES * param.size for param in shared.graph.units[-1].params)
+    computes.append([last if last is None or settings.pace == 1 else Paced(last, settings.pace)])
+    memory, wire = Memory(channels_last=settings.compute == "auto"), WIRES[settings.wire]
+    comms = [comm, *(comm.Dup() for _ in range(1, settings.in_flight))]
+    slots = [Slot(shared, each, memory, wire, cuts, computes) for each in comms]
+    return DistributedNet(shared, comm, settings, slots, computes, held)
 
 
-def _step(
-    plan: Plan, index: int, rank: int, exchangers: dict[int, Exchanger], compute: Callable[..., Any] | None
-) -> Step:
-    """What this rank does for one unit."""
-    unit = plan.graph.units[index]
-    inputs: list[tuple[int, tuple[slice, ...] | None]] = []
-    for source, need in zip(unit.inputs, unit_needs(unit, plan.owned[index][rank]), strict=True):
-        frame = exchangers[source].frame
-        inputs.append((source, None if need == frame else (slice(None), *need.within(frame)) if need else ()))
-    finished = [i for i in dict.fromkeys(unit.inputs) if plan.graph.consumers(i)[-1] == index]
-    return Step([(i, exchangers[i]) for i in plan.incoming(index)], inputs, compute, finished)
+def _computes(
+    plan: Plan, cuts: list[Pieces], settings: Settings, comm: MPI.Intracomm, state: Mapping[str, torch.Tensor]
+) -> tuple[list[list[Compute | None]], int]:
+    """What this rank computes: for every unit of the body its pieces in order; and the B of weights that it took.
+
+    Unit by unit the weights are sent and made into what computes, so that no rank has room for more than its slices.
+    Collective.
+    """
+    receive, held = UnitWeights(plan, state, comm), 0
+    found: list[list[Compute | None]] = []
+    for index, unit in enumerate(plan.graph.body):
+        weights, whole = receive(index), plan.boxes[index][comm.rank]
+        held += sum(tensor.nbytes for layer in weights for tensor in layer.values())
+        padded = all(around_of(plan, source, comm.rank) is not None for source in unit.inputs)
+        packed: dict[tuple[object, ...], Any] = {}
+        mine: dict[int, Compute | None] = {}
+        for g in reversed(range(len(cuts[index]))):  # the largest piece packs the weights for all
+            box = cuts[index][g][comm.rank]
+            mine[g] = None
+            if box:
+                parts = weights_of(unit, whole, weights, box)
+                bare = padded and not _holds(plan, cuts, unit, comm.rank)
+                local = LocalUnit(unit, box, parts, plan.batch, settings.compute, padded=bare, packed=packed)
+                mine[g] = local if settings.pace == 1 else Paced(local, settings.pace)
+        found.append([mine[g] for g in sorted(mine)])
+    return found, held
+
+
+def _holds(plan: Plan, cuts: list[Pieces], unit: Unit, rank: int) -> bool:
+    """Whether the rank has all of the unit's only input already, so that no buffer with padding was made for it."""
+    source = unit.inputs[0]
+    spec = plan.exchanges[source]
+    if source != PICTURE and len(cuts[source]) > 1:
+        return not spec.needed[rank]
+    return spec.needed[rank] in spec.owned[rank]
+
+
+def _cuts(plan: Plan, settings: Settings, comm: MPI.Intracomm) -> list[Pieces]:
+    """In which pieces every unit of the body is computed. Collective."""
+    whole: list[Pieces] = [(boxes,) for boxes in plan.boxes]
+    if settings.overlap == "off" or comm.size == 1:
+        return whole
+    seconds_per_byte = 0.0 if settings.overlap == "on" else _seconds_per_byte(comm, settings.dilation)
+    cuts: list[Pieces] = []
+    for index, unit in enumerate(plan.graph.body):
+        cut: Pieces = (plan.boxes[index],)
+        if index in plan.exchanges:
+            spec = plan.exchanges[index]
+            most = FLOAT_BYTES * plan.batch * max(spec.received(rank) for rank in range(plan.ranks))
+            if settings.overlap == "on" or most * seconds_per_byte >= WORTH_S:
+                cut = pieces(unit, spec)
+        cuts.append(cut)
+    return cuts
+
+
+def _seconds_per_byte(comm: MPI.Intracomm, dilation: float) -> float:
+    """What a byte takes on the slowest link of a ring, undilated, the same on all ranks. Collective."""
+    out, back = np.zeros(PROBE_BYTES, np.uint8), np.empty(PROBE_BYTES, np.uint8)
+    right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+    times = []
+    for _ in range(3):
+        comm.Barrier()
+        begin = perf_counter()
+        comm.Sendrecv(out, right, recvbuf=back, source=left)
+        times.append(perf_counter() - begin)
+    slowest = np.array([min(times)])
+    comm.Allreduce(MPI.IN_PLACE, slowest, MPI.MAX)
+    return float(slowest[0]) / PROBE_BYTES / dilation
 
 
 def _whole_head(unit: Unit, head: nn.Module, state: Mapping[str, torch.Tensor]) -> Callable[..., Any]:
@@ -291,10 +369,3 @@ def _whole_head(unit: Unit, head: nn.Module, state: Mapping[str, torch.Tensor]) 
     weights = [{param.role: state[param.key] for param in layer.params} for layer in rest]
     before = LocalUnit(replace(unit, layers=rest), Box.whole(rest[-1].out_shape), weights)
     return lambda *maps: head(before(*maps))
-
-
-def _part(tensor: torch.Tensor | None, where: tuple[slice, ...] | None) -> torch.Tensor | None:
-    """The piece of a map that a unit reads: all of it for None, nothing for an empty tuple."""
-    if where is None or tensor is None:
-        return tensor
-    return tensor[where] if where else None

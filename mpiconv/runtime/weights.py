@@ -34,23 +34,26 @@ def check_state(graph: Graph, state: Mapping[str, torch.Tensor]) -> None:
                 raise ModelError(f"the plan wants {param.key} as float32 of shape {param.shape}, the model has {found}")
 
 
-def scatter_weights(
-    plan: Plan, state: Mapping[str, torch.Tensor], comm: MPI.Intracomm, groups: Groups
-) -> list[LayerWeights]:
-    """For every unit of the body and every layer in it, this rank's slices of the tensors by role. Collective.
+class UnitWeights:
+    """Sends every rank its slices of the tensors, unit by unit."""
 
-    ``state`` counts on rank 0. A rank that computes nothing of a unit gets empty mappings for it.
-    """
-    result = []
-    for unit, boxes in zip(plan.graph.body, plan.boxes, strict=True):
-        parts = [layer_boxes(unit, box) for box in boxes]
+    def __init__(self, plan: Plan, state: Mapping[str, torch.Tensor], comm: MPI.Intracomm) -> None:
+        self.plan, self.state, self.comm = plan, state, comm
+        self.groups: Groups = {}
+
+    def __call__(self, index: int) -> LayerWeights:
+        """For every layer of a unit of the body, this rank's slices of the tensors by role. Collective.
+
+        ``state`` counts on rank 0. A rank that computes nothing of the unit gets empty mappings.
+        """
+        unit = self.plan.graph.units[index]
+        parts = [layer_boxes(unit, box) for box in self.plan.boxes[index]]
         mine = []
         for i, layer in enumerate(unit.layers):
             spans = [part[i].channels for part in parts]
-            tensors = {param.role: _slice(param, spans, state, comm, groups) for param in layer.params}
+            tensors = {param.role: _slice(param, spans, self.state, self.comm, self.groups) for param in layer.params}
             mine.append({role: tensor for role, tensor in tensors.items() if tensor is not None})
-        result.append(mine)
-    return result
+        return mine
 
 
 def _slice(

@@ -1,0 +1,108 @@
+"""oneDNN's convolution with weights reordered once and bias and activation in the same call.
+
+This is the only place that knows these inner operations of torch (they are what torch.compile emits on a CPU). Where
+they are missing, or give something else than a convolution, ``available`` says so and the eager operations do the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch.nn import functional as F  # noqa: N812 - its usual name
+
+Activation = tuple[str, list[float], str]
+"""oneDNN's name of an activation, its numbers, and which form of it."""
+
+Packed = dict[tuple[object, ...], Any]
+"""Reordered weights, by where the plain ones lie and how they are cut."""
+
+NONE: Activation = ("none", [], "")
+
+LARGE_REDUCTION = 2304
+SMALL_SLICE = 64
+SAFE_WIDTH = 32
+
+
+@cache
+def available() -> bool:
+    """Whether this torch on this processor has the operations and they compute what they should."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    x, weight, bias = torch.randn(1, 4, 5, 6), torch.randn(8, 4, 3, 3), torch.randn(8)
+    try:
+        with torch.inference_mode():
+            conv = convolution(weight, bias, tuple(x.shape), (2, 1), (1, 0), (1, 1), 1, ("relu", [], ""))
+            mine, wanted = conv(x), F.conv2d(x, weight, bias, (2, 1), (1, 0)).relu()
+            return bool(torch.allclose(mine, wanted, atol=1e-4))
+    except (AttributeError, RuntimeError, NotImplementedError, TypeError):
+        return False
+
+
+def convolution(
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: Activation = NONE,
+    packed: Packed | None = None,
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The convolution of pictures of ``shape`` (N, C, H, W), which returns channels_last maps.
+
+    It keeps its own copy of the weights, in the order that suits the shape, or shares one in ``packed`` with others.
+    """
+    packed = {} if packed is None else packed
+    name, numbers, form = activation
+    paddings, strides, dilations = list(padding), list(stride), list(dilation)
+    reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # noqa: SLF001
+    compute = torch.ops.mkldnn._convolution_pointwise.default  # noqa: SLF001
+    pieces, start = [], 0
+    for width in widths(len(weight), weight[0].numel()) if groups == 1 else [len(weight)]:
+        count = min(width, len(weight) - start)
+        more = width - count
+        mine = weight.detach()[start : start + count]
+        key = mine.data_ptr(), width
+        if key not in packed:
+            kernels = F.pad(mine, (0, 0) * 3 + (0, more)).contiguous().to_mkldnn()
+            packed[key] = reorder(kernels, paddings, strides, dilations, groups, list(shape))
+        shift = None if bias is None else F.pad(bias.detach()[start : start + count], (0, more))
+        pieces.append((packed[key], shift, count if more else None))
+        start += count
+
+    def piece(x: torch.Tensor, kernels: torch.Tensor, shift: torch.Tensor | None, count: int | None) -> torch.Tensor:
+        result: torch.Tensor = compute(x, kernels, shift, paddings, strides, dilations, groups, name, numbers, form)
+        return result if count is None else result[:, :count]
+
+    if len(pieces) == 1:
+        return lambda x: piece(x, *pieces[0])
+    return lambda x: torch.cat([piece(x, *part) for part in pieces], 1)
+
+
+def widths(kernels: int, reduction: int) -> list[int]:
+    """In how many kernels at a time a slice is computed, the last ones made up with zeros.
+
+    oneDNN is slow for numbers that are no multiple of 16, and up to 64 kernels of a large reduction (elements of one
+    kernel) may take another path than a whole layer, which adds in another order: then 32 at a time take the same.
+    """
+    if reduction >= LARGE_REDUCTION and kernels <= SMALL_SLICE:
+        return [SAFE_WIDTH] * -(-kernels // SAFE_WIDTH)
+    return [-(-kernels // 16) * 16]
+
+
+def activation_of(module: str, arguments: Mapping[str, Any]) -> Activation | None:
+    """What fuses an activation module of torch.nn into a convolution, None where oneDNN has no such thing."""
+    if module == "LeakyReLU":
+        return "leaky_relu", [float(arguments.get("negative_slope", 0.01))], ""
+    if module == "Hardtanh":
+        return "hardtanh", [float(arguments.get("min_val", -1.0)), float(arguments.get("max_val", 1.0))], ""
+    if module == "ReLU6":
+        return "hardtanh", [0.0, 6.0], ""
+    if module == "GELU":
+        return "gelu", [], str(arguments.get("approximate", "none"))
+    names = {"ReLU": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh", "SiLU": "swish", "Hardswish": "hardswish"}
+    return (names[module], [], "") if module in names else None

@@ -1,0 +1,130 @@
+"""What the ranks measured while they ran, and how it comes together on the root."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mpiconv.measure.power import find_meter
+from mpiconv.measure.record import KINDS, PER_RANK, TEXTS, Record, merge, peak_rss_bytes, undilated
+from mpiconv.partition.plan import ROOT, Plan
+from mpiconv.runtime.clocks import on_root_clock, read_clocks
+from mpiconv.runtime.messages import allgather_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mpi4py import MPI
+
+    from mpiconv.runtime.compute import Paced
+    from mpiconv.runtime.exchange import Counter
+
+Counters = list[list[tuple[str, "Counter"]]]
+"""For every unit the exchanges before it: their pattern and what they counted, over all frames."""
+
+
+class Recorder:
+    """One rank's stamps and counts since the last ``reset``, and the record of all ranks from them."""
+
+    def __init__(
+        self, plan: Plan, comm: MPI.Intracomm, counters: Counters, paced: Sequence[Paced], weight_bytes: int
+    ) -> None:
+        self.plan, self.comm, self.weight_bytes = plan, comm, weight_bytes
+        self._counters, self._paced = counters, paced
+        self._stamps: dict[int, np.ndarray] = {}
+        self._latency: dict[int, float] = {}
+        self.calls = 0
+        hosts = allgather_json(comm, socket.gethostname())
+        self._meter, self.no_meter = find_meter() if hosts.index(hosts[comm.rank]) == comm.rank else (None, "")
+
+    def add(self, number: int, stamps: np.ndarray, latency_s: float) -> None:
+        """Note frame ``number``: (unit, 3) stamps and what it took on this rank."""
+        self._stamps[number], self._latency[number] = stamps, latency_s
+        self.calls += 1
+
+    def reset(self) -> None:
+        """Forget what was measured so far, compare clocks, start power meters. Collective."""
+        self._stamps.clear()
+        self._latency.clear()
+        self._clocks = read_clocks(self.comm)
+        if self._meter is not None:
+            self._meter.start()
+
+    def record(self, pace: float) -> Record:
+        """What this rank measured, its times on its own clock."""
+        units, rank, repeats = range(len(self.plan.graph.units)), self.comm.rank, len(self._stamps)
+        numbers = sorted(self._stamps)
+        stamps = np.array([self._stamps[n] for n in numbers]).reshape(repeats, 1, len(units), 3)
+        joules = self._meter.stop() / max(repeats, 1) if self._meter is not None else np.nan
+        counts = {
+            name: self._count(name) for name in ("bytes_sent", "bytes_received", "multicast_bytes", "messages_sent")
+        }
+        return Record(
+            units=self.plan.graph.unit_names,
+            latency_s=np.array([self._latency[n] for n in numbers]),
+            stamps_s=stamps,
+            **counts,
+            bytes_sent_by_kind=self._by_kind("bytes_sent"),
+            messages_sent_by_kind=self._by_kind("messages_sent"),
+            flops=np.array([[self.plan.flops(u, rank) for u in units]], np.int64),
+            weight_bytes=np.array([self.weight_bytes], np.int64),
+            peak_rss_bytes=np.array([peak_rss_bytes()], np.int64),
+            threads=np.array([torch.get_num_threads()], np.int64),
+            pace=np.array([pace]),
+            pace_overrun=np.array([self._overrun]),
+            measured_joules=np.array([joules]),
+            clock_offset_s=np.zeros(1),
+            clock_drift=np.zeros(1),
+            clock_error_s=np.zeros(1),
+            hostnames=(socket.gethostname(),),
+            meters=(self._meter.method if self._meter is not None else "",),
+            patterns=tuple(self.plan.pattern(u) for u in units),
+        )
+
+    def collect(self, mine: Record, dilation: float) -> Record | None:
+        """The record of all ranks on rank 0, its times on the root's clock; None on the others. Collective."""
+        clocks = read_clocks(self.comm)
+        texts = allgather_json(self.comm, {name: getattr(mine, name) for name in TEXTS})
+        arrays = {name: self._gather(getattr(mine, name)) for name in PER_RANK}
+        if self.comm.rank != ROOT:
+            return None
+        begin = mine.stamps_s[0, 0, 0, 0] if len(mine.stamps_s) else 0.0
+        elapsed = max(clocks.when_s - self._clocks.when_s, 1e-9)
+        parts = []
+        for rank in range(self.comm.size):
+            own: dict[str, Any] = {name: array[rank] for name, array in arrays.items()} | {
+                "stamps_s": on_root_clock(arrays["stamps_s"][rank], rank, self._clocks, clocks) - begin,
+                "clock_offset_s": self._clocks.offset_s[[rank]],
+                "clock_drift": (clocks.offset_s - self._clocks.offset_s)[[rank]] / elapsed,
+                "clock_error_s": np.maximum(clocks.error_s, self._clocks.error_s)[[rank]],
+            }
+            own |= {name: tuple(text) for name, text in texts[rank].items()}
+            parts.append(replace(mine, **own))
+        return undilated(merge(parts), dilation)
+
+    def _gather(self, array: np.ndarray) -> np.ndarray:
+        everything = np.empty((self.comm.size, *array.shape), array.dtype) if self.comm.rank == ROOT else None
+        self.comm.Gather(np.ascontiguousarray(array), everything, ROOT)
+        return everything if everything is not None else array
+
+    @property
+    def _overrun(self) -> float:
+        calls = sum(compute.calls for compute in self._paced)
+        return sum(compute.overrun for compute in self._paced) / calls if calls else 0.0
+
+    def _by_kind(self, name: str) -> np.ndarray:
+        """(1, unit, kind): a count per inference, by the kind of the exchange."""
+        totals = np.zeros((1, len(self._counters), len(KINDS)), np.int64)
+        for unit, before in enumerate(self._counters):
+            for pattern, counter in before:
+                if pattern in KINDS:
+                    totals[0, unit, KINDS.index(pattern)] += getattr(counter, name)
+        return totals // max(self.calls, 1)
+
+    def _count(self, name: str) -> np.ndarray:
+        totals = [sum(getattr(counter, name) for _, counter in before) for before in self._counters]
+        return np.array([totals], np.int64) // max(self.calls, 1)

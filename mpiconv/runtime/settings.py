@@ -1,0 +1,56 @@
+"""How a plan is run: what local compute, how to wait, what travels. None of it changes what is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mpiconv.errors import UsageError
+from mpiconv.runtime.waiting import WAITS
+from mpiconv.runtime.wire import WIRES
+
+COMPUTES = ("auto", "eager")
+OVERLAPS = ("auto", "on", "off")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How ``distribute`` runs a plan; the root's count, but for ``pace``, which every rank has of its own.
+
+    Attributes
+    ----------
+    compute
+        ``auto``: maps with channels last, oneDNN with weights reordered once where torch has it. ``eager``: torch's
+        operations one by one.
+    wait
+        ``spin``, ``sleep``, or ``auto``: asleep where a host has more ranks than cores.
+    wire
+        Number format of maps in messages: float32, or float16, bfloat16, int8 for fewer bytes and less exact results.
+    overlap
+        Whether what others need is computed and sent first (``on``), the rest while it travels; ``auto`` where a
+        message is large enough to pay for it.
+    in_flight
+        How many batches ``stream`` has under way at a time.
+    pace
+        Emulates a slower device: this rank computes so many times slower than its core, by sleeping.
+    dilation
+        The times of the merged record are divided by it, where everything was slowed down so many times.
+    """
+
+    compute: str = "auto"
+    wait: str = "auto"
+    wire: str = "float32"
+    overlap: str = "auto"
+    in_flight: int = 1
+    pace: float = 1.0
+    dilation: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, known in (("compute", COMPUTES), ("wait", WAITS), ("wire", tuple(WIRES)), ("overlap", OVERLAPS)):
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name} is {getattr(self, name)!r}: {', '.join(known)} are known")
+        if self.in_flight < 1:
+            raise UsageError(f"{self.in_flight} batches in flight: 1 is the least")
+        for name in ("pace", "dilation"):
+            value = getattr(self, name)
+            if not 1 <= value < float("inf"):
+                raise UsageError(f"a {name} of {value:g}: 1 is the least, a core cannot be made faster")
