@@ -240,8 +240,12 @@ def test_wrong_pictures_are_refused_before_anything_is_sent():
 
 
 @pytest.mark.parallel([4])
-def test_peak_memory_grows_by_the_slice_alone():
-    """Receiving a slice costs a rank no more memory than the slice, compared with receiving nothing."""
+@pytest.mark.parametrize("compute", ["eager", "auto"])
+def test_peak_memory_grows_by_the_slice_alone(compute):
+    """Receiving a slice costs a rank no more memory than the slice, compared with receiving nothing.
+
+    Reordering the weights unit by unit can at most double that.
+    """
     if not sys.platform.startswith("linux"):
         return  # the peak cannot be reset in between elsewhere; CI runs this on Linux
     root = COMM.rank == 0
@@ -251,7 +255,7 @@ def test_peak_memory_grows_by_the_slice_alone():
         plan = mpiconv.make_plan(model, (1, *model.info.input_shape), scheme, 4) if root else None
         COMM.Barrier()
         before = peak_rss_bytes()
-        net = mpiconv.distribute(model, plan, COMM)
+        net = mpiconv.distribute(model, plan, COMM, Settings(compute=compute))
         return peak_rss_bytes() - before, net
 
     growth("digits", "kpm")  # loads the code of MPI and torch that every rank needs
@@ -259,7 +263,8 @@ def test_peak_memory_grows_by_the_slice_alone():
     grown, net = growth("vgg11", "kpm")
     conv = [(unit, sum(4 * param.size for param in unit.params)) for unit in net.plan.graph.body]
     bound = sum(whole for _, whole in conv) / 4 + sum(whole // unit.out_shape[0] for unit, whole in conv)
+    room = 2**18 if compute == "eager" else bound + 2**21
     if not root:
         print(f"rank {COMM.rank}: peak RSS +{grown} B, idle +{idle} B, slice {net.weight_bytes} B, bound {bound:.0f} B")
         assert net.weight_bytes <= bound
-        assert grown - idle <= bound + 2**18, "allocator and MPI bookkeeping is well below 256 KiB"
+        assert grown - idle <= bound + room, "allocator and MPI bookkeeping is well below that"

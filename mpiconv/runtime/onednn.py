@@ -68,8 +68,8 @@ def convolution(
         mine = weight.detach()[start : start + count]
         key = mine.data_ptr(), width
         if key not in packed:
-            kernels = F.pad(mine, (0, 0) * 3 + (0, more)).contiguous().to_mkldnn()
-            packed[key] = reorder(kernels, paddings, strides, dilations, groups, list(shape))
+            kernels = F.pad(mine, (0, 0) * 3 + (0, more)) if more else mine.contiguous()
+            packed[key] = reorder(kernels.to_mkldnn(), paddings, strides, dilations, groups, list(shape))
         shift = None if bias is None else F.pad(bias.detach()[start : start + count], (0, more))
         pieces.append((packed[key], shift, count if more else None))
         start += count
