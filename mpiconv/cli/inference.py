@@ -8,6 +8,7 @@ import json
 import math
 import shlex
 import sys
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -29,16 +30,23 @@ from mpiconv.partition import make_plan
 from mpiconv.runtime.engine import DistributedNet, distribute
 from mpiconv.runtime.messages import on_root
 from mpiconv.runtime.settings import Settings
+from mpiconv.runtime.stopping import Stopping
 from mpiconv.runtime.wire import WIRES
 from mpiconv.runtime.world import join_world, on_terminal
+from mpiconv.signals import Caught
 
 CHECKED_BATCHES = 16
 TOLERANCE = 1e-5
 UNLIKELY_POWER_W = 100.0
 
 
-def infer(arguments: argparse.Namespace) -> int:
-    """Infer, measure, check, write, print; collective. Exit status 0, or 1 if the check fails."""
+def infer(arguments: argparse.Namespace, caught: Caught) -> int:
+    """Infer, measure, check, write, print; collective. Exit status 0, or 1 if the check fails.
+
+    A signal that was caught on any rank ends the repeats early; all that was measured until then counts.
+
+    Raises MpiconvError on every rank if there was none by then.
+    """
     comm = join_world()
     torch.set_num_threads(arguments.threads)
 
@@ -53,18 +61,22 @@ def infer(arguments: argparse.Namespace) -> int:
         _notes(arguments, job)
     pace = pace_of(arguments, comm.rank, comm.size)
     net = distribute(job.model if job else None, job.plan if job else None, comm, settings_of(arguments, pace))
+    stopping = Stopping(comm, caught)
     if job is None:
-        for measured in (False, True):
-            for _ in net.stream():
-                pass
-            if not measured:
-                net.reset()
-        net.collect()
-        return 0
-    outputs = _run_all(arguments, job, net)
+        outputs, done = list[Any](), _follow(net, stopping)
+    else:
+        outputs, done = _run_all(arguments, job, net, stopping)
+    ended_early = stopping.settle()
+    if done < 1:
+        raise MpiconvError(
+            f"ended by {ended_early} before the first repeat: nothing was measured and no results are written"
+        )
     record = net.collect()
-    assert record is not None  # noqa: S101 - this is rank 0
-    return _finish(arguments, job, record, outputs, net)
+    if job is None or record is None:
+        return 0
+    if ended_early:
+        _tell_early(ended_early, done, job, arguments)
+    return _finish(arguments, job, record, outputs, net, ended_early)
 
 
 def _frames(arguments: argparse.Namespace, job: Job) -> int:
@@ -72,28 +84,58 @@ def _frames(arguments: argparse.Namespace, job: Job) -> int:
     return max(int(arguments.repeats), job.batches)
 
 
-def _run_all(arguments: argparse.Namespace, job: Job, net: DistributedNet) -> list[Any]:
-    """Run all inferences on the root; the outputs of the first pass over the pictures, batch by batch."""
+def _follow(net: DistributedNet, stopping: Stopping) -> int:
+    """Run warm-up and inferences on a rank other than the root, until it ends them; how many were measured."""
+    for _ in net.stream():
+        stopping.look()
+    net.reset()
+    done = 0
+    for _ in net.stream():
+        stopping.look()
+        done += 1
+    return done
+
+
+def _run_all(arguments: argparse.Namespace, job: Job, net: DistributedNet, stopping: Stopping) -> tuple[list[Any], int]:
+    """Run all inferences on the root, or those until a signal.
+
+    Returns the outputs of the first pass over the pictures, batch by batch, and how many inferences were measured.
+    """
     outputs: list[Any] = []
     first = job.batch(0)
-    for _ in net.stream(first for _ in range(arguments.warmup)):
+    for _ in net.stream(_until_signal(itertools.repeat(first, arguments.warmup), stopping)):
         pass
     net.reset()
-    frames = _frames(arguments, job)
+    frames, done = _frames(arguments, job), 0
     batches = itertools.repeat(first, frames) if job.batches == 1 else ahead(job.batch, frames, net.settings.in_flight)
     hidden = arguments.quiet or not on_terminal()
     with (
         open(arguments.answers, "w", encoding="utf-8") if arguments.answers else nullcontext() as answers,
-        tqdm(net.stream(batches), total=frames, desc="inferences", unit="", disable=hidden, file=sys.stderr) as bar,
+        tqdm(total=frames, desc="inferences", unit="", disable=hidden, file=sys.stderr) as bar,
     ):
-        for index, output in enumerate(bar):
-            if index >= job.batches:
+        for output in net.stream(_until_signal(batches, stopping)):
+            done += 1
+            bar.update()
+            if done > job.batches:
                 continue
             outputs.append(output)
             if answers is not None:
-                for line in _predictions(job, output, index):
+                for line in _predictions(job, output, done - 1):
                     print(json.dumps({k: line[k] for k in ("index", "label", "score")}), file=answers, flush=True)
-    return outputs
+    return outputs, done
+
+
+def _until_signal(batches: Iterable[torch.Tensor], stopping: Stopping) -> Iterator[torch.Tensor]:
+    return itertools.takewhile(lambda _: not stopping.look(), batches)
+
+
+def _tell_early(name: str, done: int, job: Job, arguments: argparse.Namespace) -> None:
+    """Say on stderr, also where notes are not wanted, that there is less than was asked for."""
+    missed = len(job.pictures) - min(done * job.plan.batch, len(job.pictures))
+    files = bool(arguments.image or arguments.data)
+    pictures = f"; {missed} of {len(job.pictures)} pictures have no answer" if missed and files else ""
+    frames = _frames(arguments, job)
+    print(f"mpiconv: note: ended by {name} after {done} of {frames} repeats{pictures}", file=sys.stderr, flush=True)
 
 
 def _predictions(job: Job, output: Any, batch: int) -> list[dict[str, Any]]:
@@ -159,13 +201,15 @@ class _Difference:
             self.equal = self.equal and bool(torch.equal(mine, wanted))
 
 
-def _finish(arguments: argparse.Namespace, job: Job, record: Record, outputs: list[Any], net: DistributedNet) -> int:
+def _finish(
+    arguments: argparse.Namespace, job: Job, record: Record, outputs: list[Any], net: DistributedNet, ended_early: str
+) -> int:
     """What rank 0 does with the outputs and measurements of all ranks."""
     check = _check(job, outputs, net.settings) if arguments.check else None
     profile = job.profile
     predictions = [line for index, output in enumerate(outputs) for line in _predictions(job, output, index)]
     if arguments.output:
-        write_results(arguments.output, record, profile, _attributes(arguments, job, check, net))
+        write_results(arguments.output, record, profile, _attributes(arguments, job, check, net, record, ended_early))
     if arguments.json:
         print(json.dumps(_report(arguments, job, record, profile, predictions, check)))
     else:
@@ -204,7 +248,12 @@ def _tell_energy(record: Record, job: Job, no_meter: str) -> None:
 
 
 def _attributes(
-    arguments: argparse.Namespace, job: Job, check: dict[str, Any] | None, net: DistributedNet
+    arguments: argparse.Namespace,
+    job: Job,
+    check: dict[str, Any] | None,
+    net: DistributedNet,
+    record: Record,
+    ended_early: str,
 ) -> dict[str, Any]:
     plan = job.plan
     found = {f"check_{key}": value for key, value in (check or {}).items()}
@@ -219,7 +268,8 @@ def _attributes(
         "plan": plan.to_json(),
         "input_shape": list(plan.input_shape),
         "batch": plan.batch,
-        "repeats": _frames(arguments, job),
+        "repeats": len(record.latency_s),
+        "ended_early": ended_early,
         "warmup": arguments.warmup,
         "dilation": arguments.dilation,
         "compute": net.settings.compute,

@@ -13,11 +13,13 @@ from mpiconv.cli.options import (
     rate,
     whole,
 )
+from mpiconv.signals import catch_signals
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``mpiconv run``."""
-    parser.epilog = "Start it on several ranks: mpirun -n 2 mpiconv run ..., or mpirun -hostfile FILE mpiconv run ..."
+    parser.epilog = "Start it on several ranks: mpirun -n 2 mpiconv run ..., or mpirun -hostfile FILE mpiconv run ... "
+    parser.epilog += "SIGUSR1, to mpirun or any rank, ends the run after the current repeat with its results written."
     source = parser.add_argument_group("pictures (default: --random)").add_mutually_exclusive_group()
     source.add_argument("--image", nargs="+", metavar="FILE", help="picture files")
     source.add_argument("--data", metavar="DIR", help="a folder of pictures, searched to its bottom")
@@ -65,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Infer, measure, check, write, print; collective. Exit status 0, or 1 if the check fails."""
+    caught = catch_signals()  # before the seconds that the imports take
     from mpiconv.cli.inference import infer  # torch and MPI only now, so that --help is quick
 
-    return infer(arguments)
+    return infer(arguments, caught)
