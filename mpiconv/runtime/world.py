@@ -29,8 +29,9 @@ def join_world(*, same_version: bool = True) -> MPI.Intracomm:
     from mpi4py import MPI
 
     comm: MPI.Intracomm = MPI.COMM_WORLD
-    for variable in LAUNCHER_SIZES:
-        wanted = os.environ.get(variable, "1")
+    # The first that is there is the innermost launcher's: mpirun -n 1 inside a SLURM job of 4 tasks is one rank.
+    for variable in [name for name in LAUNCHER_SIZES if name in os.environ][:1]:
+        wanted = os.environ[variable]
         if comm.size == 1 and wanted.isdigit() and int(wanted) > 1:
             raise MpiconvError(
                 f"{variable} is {wanted}, but MPI sees one rank: start with the mpirun of this Python's MPI "
