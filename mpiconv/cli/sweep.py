@@ -15,6 +15,9 @@ A sweep file, with the options of mpiconv run (- written as _) and ranks:
   [grid]
   scheme = ["kpm", "wpm"]
   ranks = [1, 2, 3]
+
+SIGUSR1 or SIGTERM ends the point that is running early and starts no other; the same command later goes on.
+On a cluster: scripts/slurm/sweep.sbatch, one array task for every point or for every N-th.
 """
 
 
@@ -38,11 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--part", type=part, default=(1, 1), metavar="I/N", help="only every N-th point, for job arrays"
     )
     parser.add_argument("--again", action="store_true", help="run finished points again as well")
+    parser.add_argument("--count", action="store_true", help="print how many points there are, run nothing")
     parser.add_argument("--list", action="store_true", help="print the points and which are done, run nothing")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run what is not done yet; exit status 1 if a point failed."""
+    """Run what is not done yet; exit status 1 if a point failed or a signal left some."""
     from mpiconv.cli.sweep_run import sweep  # not before: --help needs no h5py
 
     return sweep(arguments)

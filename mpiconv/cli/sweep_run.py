@@ -10,17 +10,26 @@ from tqdm import tqdm
 
 from mpiconv.errors import MpiconvError
 from mpiconv.measure.results import check_writable
-from mpiconv.study.sweep import is_done, read_sweep, run_point
+from mpiconv.signals import catch_signals
+from mpiconv.study.sweep import Point, is_done, read_sweep, run_point
+
+NAMED = 5
 
 
 def sweep(arguments: argparse.Namespace) -> int:
     """Run the points of this part that have no result file yet, the rest even if one fails.
 
-    Raises MpiconvError at the end, naming the first that failed.
+    A signal ends the point that is running early, and no other is started.
+
+    Raises MpiconvError at the end, naming the first that failed or what a signal left.
     """
+    caught = catch_signals()
     plan, folder = read_sweep(arguments.file), Path(arguments.out)
     which, parts = arguments.part
     points = plan.points[which - 1 :: parts]
+    if arguments.count:
+        print(len(points))
+        return 0
     left = [point for point in points if arguments.again or not is_done(folder / f"{point.name}.h5")]
     if arguments.list:
         for point in points:
@@ -29,14 +38,27 @@ def sweep(arguments: argparse.Namespace) -> int:
     check_writable(folder / "result.h5")
     print(f"{len(points)} points, {len(points) - len(left)} done already, into {folder}", file=sys.stderr)
     failed: dict[str, str] = {}
+    done: list[Point] = []
     bar = tqdm(left, desc="runs", unit="run", disable=not sys.stderr.isatty())
     for point in bar:
+        if caught.number:
+            break
         bar.set_postfix_str(point.name)
-        reason = run_point(plan, point, folder)
-        if reason:
+        reason = run_point(plan, point, folder, caught)
+        if not reason:
+            done.append(point)
+        elif not caught.number:
             failed[point.name] = reason
             tqdm.write(f"failed   {point.name}: {reason}", file=sys.stderr)
-    print(f"{len(left) - len(failed)} run, {len(failed)} failed, {len(points) - len(failed)} of {len(points)} done")
+    whole = len(points) - len(left) + len(done)
+    print(f"{len(done)} run, {len(failed)} failed, {whole} of {len(points)} done", flush=True)
+    unfinished = [point.name for point in left if point not in done and point.name not in failed]
+    if unfinished:
+        names = ", ".join(unfinished[:NAMED]) + (", ..." if len(unfinished) > NAMED else "")
+        raise MpiconvError(
+            f"ended by {caught.name} with {len(unfinished)} of {len(points)} runs left ({names}); "
+            "run the same again to go on"
+        )
     if failed:
         name, reason = next(iter(failed.items()))
         raise MpiconvError(

@@ -132,6 +132,16 @@ def check_results(path: str | Path) -> None:
         raise MpiconvError(f"{path} has schema_version {version}, this mpiconv reads {SCHEMA_VERSION}: {advice}")
 
 
+def ended_early(path: str | Path) -> str:
+    """The name of the signal that ended the run of a result file early, empty if it ran to its end.
+
+    Raises MpiconvError as ``check_results`` does.
+    """
+    check_results(path)
+    with h5py.File(path) as file:
+        return str(file.attrs.get("ended_early", ""))
+
+
 def _fill(file: h5py.File, record: Record, profile: EnergyProfile, attributes: Mapping[str, Any]) -> None:
     scales = {
         "repeat": (np.arange(len(record.latency_s)), "1", "number of the measured inference"),

@@ -9,13 +9,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any
 
 from mpiconv.errors import MpiconvError, UsageError
-from mpiconv.measure.results import check_results
+from mpiconv.measure.results import ended_early
+from mpiconv.signals import Caught
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -130,49 +132,70 @@ def _text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def is_done(output: Path) -> bool:
-    """Whether a point's result file is there and whole."""
+def why_not_done(output: Path) -> str:
+    """What a point's result file lacks, empty if it is whole: it is broken or not there, or the run ended early."""
     try:
-        check_results(output)
-    except MpiconvError:
-        return False
-    return True
+        signal_name = ended_early(output)
+    except MpiconvError as error:
+        return str(error)
+    return f"ended early by {signal_name}" if signal_name else ""
 
 
-def run_point(sweep: Sweep, point: Point, folder: Path) -> str:
-    """Run a point as a job of its own; why it failed in one line, or nothing. Its log stands beside the result file."""
+def is_done(output: Path) -> bool:
+    """Whether a point's result file is there and whole, of a run that came to its end."""
+    return not why_not_done(output)
+
+
+def run_point(sweep: Sweep, point: Point, folder: Path, caught: Caught) -> str:
+    """Run a point as a job of its own; why it failed in one line, or nothing. Its log stands beside the result file.
+
+    A signal that is caught meanwhile is passed on to the job, which then ends early with what it measured so far.
+    """
     output, log = folder / f"{point.name}.h5", folder / f"{point.name}.log"
     command = sweep.command(point, output)
     try:
         with log.open("w", encoding="utf-8") as file:
             print(shlex.join(command), file=file, flush=True)
-            status = _finish(command, file, sweep.timeout_s)
+            status = _finish(command, file, sweep.timeout_s, caught)
     except OSError as error:
         return f"cannot start {command[0]}: {error.strerror}"
     if status is None:
         return f"did not end within {sweep.timeout_s:g} s"
-    if status == 0 and is_done(output):
+    missing = why_not_done(output)
+    if status == 0 and not missing:
         return ""
     said = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
-    reason = next((line for line in said if line.startswith("mpiconv: error:")), f"exit status {status}")
+    other = missing if status == 0 else f"exit status {status}, see {log}"
+    reason = next((line for line in said if line.startswith("mpiconv: error:")), other)
     return reason.removeprefix("mpiconv: error: ")
 
 
-def _finish(command: list[str], log: IO[str], timeout_s: float) -> int | None:
+def _finish(command: list[str], log: IO[str], timeout_s: float, caught: Caught) -> int | None:
     """The exit status of a job; None for one that was ended, with all its ranks, because it took too long."""
     with subprocess.Popen(
         command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
     ) as job:
+        # SIGUSR1 whatever was caught: mpirun hands it to all ranks, while at SIGTERM it kills them within half a second
+        caught.tell(lambda: job.send_signal(signal.SIGUSR1))
         try:
-            return job.wait(timeout_s)
+            status = job.wait(timeout_s)
+            if status == -signal.SIGUSR1:  # a launcher that did not pass it on and left its ranks behind
+                _end_group(job.pid, signal.SIGTERM)
+            return status
         except subprocess.TimeoutExpired:
-            os.killpg(job.pid, signal.SIGTERM)
+            _end_group(job.pid, signal.SIGTERM)
             return None
         except BaseException:
-            os.killpg(job.pid, signal.SIGTERM)
+            _end_group(job.pid, signal.SIGTERM)
             raise
         finally:
+            caught.tell(None)
             try:
                 job.wait(GRACE_S)
             except subprocess.TimeoutExpired:
-                os.killpg(job.pid, signal.SIGKILL)
+                _end_group(job.pid, signal.SIGKILL)
+
+
+def _end_group(group: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(group, number)
