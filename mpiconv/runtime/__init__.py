@@ -1,5 +1,19 @@
 """Doing it: local compute, exchange and the engine. The only room that talks MPI."""
 
-from mpiconv.runtime.engine import DistributedNet, distribute
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mpiconv.runtime.engine import DistributedNet, distribute
 
 __all__ = ["DistributedNet", "distribute"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the engine on first use: a command that needs only ``mpiconv.runtime.world`` does not wait for torch."""
+    if name not in __all__:
+        raise AttributeError(f"module 'mpiconv.runtime' has no attribute {name!r}")
+    from mpiconv.runtime import engine
+
+    return getattr(engine, name)

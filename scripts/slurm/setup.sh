@@ -55,6 +55,7 @@ configure() {
   [ -e "$folder/munge.key" ] || mungekey --create --keyfile "$folder/munge.key"
   chmod 600 "$folder/munge.key"
   # cred_expire: a requeued job waits that long before it starts again; the usual 120 s are for large clusters.
+  # OverTimeLimit: minutes that a job may take longer, so that a busy machine does not kill what was to end by itself.
   cat >"$SLURM_CONF" <<END
 ClusterName=mpiconv
 SlurmctldHost=$host(127.0.0.1)
@@ -80,6 +81,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 ReturnToService=2
+OverTimeLimit=1
 KillWait=5
 NodeName=$host NodeAddr=127.0.0.1 CPUs=$cpus State=UNKNOWN
 PartitionName=all Nodes=$host Default=YES MaxTime=INFINITE State=UP
