@@ -18,6 +18,19 @@ if ! command -v chromium >/dev/null || ! command -v chromedriver >/dev/null; the
   fi
 fi
 
+# The batch scripts run on a real SLURM. CI sets one up on this machine; MPICONV_TEST_SLURM names the slurm.conf of another.
+if [ -z "${MPICONV_TEST_SLURM:-}" ]; then
+  if [ "${CI:-}" = true ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "== a SLURM of one node"
+    trap 'bash scripts/slurm/setup.sh down' EXIT
+    bash scripts/slurm/setup.sh up
+    eval "$(bash scripts/slurm/setup.sh env)"
+    export MPICONV_TEST_SLURM=$SLURM_CONF
+  else
+    echo "== NOT TESTED here: SLURM (CI=true as root with apt-get sets one up; MPICONV_TEST_SLURM=slurm.conf uses one)"
+  fi
+fi
+
 [ -n "${MPICONV_TEST_LAB:-}" ] || echo "== NOT TESTED here: a real emulated lab (MPICONV_TEST_LAB=1 as root on Linux with tc)"
 [ "$(uname)" = Linux ] || echo "== NOT TESTED here: the peak memory of a slice (Linux only)"
 

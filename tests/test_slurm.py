@@ -63,7 +63,7 @@ def jobs(tmp_path_factory):
         command = ("sbatch", "--parsable", f"--output={folder}/%x-%A_%a.log", *options, SCRIPTS / script, *words)
         return slurm(*command, **environment)
 
-    limit = ("--job-name=limit", "--array=1", "--time=1", "--signal=B:USR1@5")
+    limit = ("--job-name=limit", "--array=1", "--time=1", "--signal=B:USR1@10")
     made = {
         "limit": submit("sweep.sbatch", sweep.toml, "--out", sweep.out, options=limit),
         "run": submit("run.sbatch", "--model", "digits", "--check", "--repeats", 7, OUTPUT=str(folder / "run.h5")),
