@@ -79,7 +79,7 @@ def test_weights_of_another_shape(tmp_path):
 
 PLACES = {
     "joining": "mpiconv.cli.inference:join_world",
-    "weights": "mpiconv.runtime.engine:scatter_weights",
+    "weights": "mpiconv.runtime.weights:UnitWeights.__call__",
     "preparing": "mpiconv.runtime.engine:LocalUnit",
     "exchange": "mpiconv.runtime.exchange:Exchanger._allgatherv",
     "compute": "mpiconv.runtime.compute:LocalUnit.__call__",

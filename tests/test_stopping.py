@@ -17,7 +17,7 @@ from mpiconv.study.sweep import is_done, why_not_done
 from tests.conftest import ROOT, Ended, clean_environment, execute, mpiconv
 from tests.endless import REPEATS, EndlessSweep, wait_until
 
-FRAME = "mpiconv.runtime.engine:DistributedNet.__call__"
+FRAME = "mpiconv.runtime.engine:DistributedNet._work"
 SECONDS_TO_END = 60
 
 
@@ -84,7 +84,7 @@ def test_pictures_without_an_answer_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("rank", "place", "call"),
     [
-        pytest.param(1, "mpiconv.runtime.engine:scatter_weights", 1, id="weights"),
+        pytest.param(1, "mpiconv.runtime.weights:UnitWeights.__call__", 1, id="weights"),
         pytest.param(0, FRAME, 1, id="warm-up"),
     ],
 )
