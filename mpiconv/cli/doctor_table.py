@@ -23,7 +23,7 @@ def diagnose(arguments: argparse.Namespace) -> int:
     """
     comm = join_world(same_version=False)
     torch.set_num_threads(arguments.threads)
-    found = examine(comm, pace_of(arguments, comm.rank, comm.size))
+    found = examine(comm, pace_of(arguments, comm.rank, comm.size), arguments.dilation)
     if comm.rank == 0:
         print(json.dumps(_plain(found)) if arguments.json else _tables(found), flush=True)
         if found.errors:

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import socket
 from collections import Counter
 from dataclasses import dataclass, field
 from statistics import median
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from mpi4py import MPI
-from torch.nn import functional as F  # noqa: N812 - its usual name
-
-import mpiconv
 from mpiconv.runtime.clocks import read_clocks
+from mpiconv.runtime.host import describe
+from mpiconv.runtime.links import LinkProbe
 from mpiconv.runtime.messages import allgather_json
+from mpiconv.runtime.speed import SpeedProbe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-TAG = 9
-MESSAGE_BYTES = 2**20
-CONV_FLOPS = 2 * 64 * 9 * 128 * 56 * 56
+    from mpi4py import MPI
+
+ROUNDS = 3
 
 
 @dataclass
@@ -50,95 +43,30 @@ class Findings:
         return [round(speed / max(speeds), 2) for speed in speeds]
 
 
-def examine(comm: MPI.Intracomm, pace: float = 1.0) -> Findings:
-    """Look at every rank and every link between two. Collective; links and ranks are measured one after the other."""
+def examine(comm: MPI.Intracomm, pace: float = 1.0, dilation: float = 1.0) -> Findings:
+    """Look at every rank and every link between two, more briefly than a probe does. Collective.
+
+    ``pace`` is how many times slower than its core this rank computes; times are divided by ``dilation``.
+    """
     mine = describe()
-    for rank in range(comm.size):
-        comm.Barrier()
-        if rank == comm.rank:
-            mine["conv_gflop_per_s"] = conv_gflop_per_s() / pace
-    comm.Barrier()
-    mine["links"] = measure_links(comm)
+    speed, links = SpeedProbe(comm, ["conv3x3"], pace, dilation=dilation), LinkProbe(comm, dilation)
+    for _ in range(ROUNDS):
+        speed.round()
+        links.round()
+    mine["conv_gflop_per_s"] = speed.gflop_per_s()["conv3x3"]
+    fits, unknown = links.fits(), (float("nan"), float("nan"))
+    mine["links"] = [fits.get(rank, unknown) for rank in range(comm.size)]
     ranks = allgather_json(comm, mine)
     clocks = read_clocks(comm)
-    links = [rank.pop("links") for rank in ranks]
+    fits_of_ranks = [rank.pop("links") for rank in ranks]
     found = Findings(
         ranks,
         clocks.offset_s.tolist(),
-        [[link[0] for link in row] for row in links],
-        [[link[1] for link in row] for row in links],
+        [[beta for _, beta in row] for row in fits_of_ranks],
+        [[alpha for alpha, _ in row] for row in fits_of_ranks],
     )
     _judge(found)
     return found
-
-
-def describe() -> dict[str, Any]:
-    """This rank's host, means and versions."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    pages = os.sysconf("SC_PHYS_PAGES") if "SC_PHYS_PAGES" in os.sysconf_names else 0
-    return {
-        "host": socket.gethostname(),
-        "machine": platform.machine(),
-        "cores": cores,
-        "threads": torch.get_num_threads(),
-        "memory_bytes": pages * os.sysconf("SC_PAGE_SIZE"),
-        "mpiconv": mpiconv.__version__,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "mpi": MPI.Get_library_version().strip("\0 \n").split(",")[0],
-    }
-
-
-def conv_gflop_per_s(repeats: int = 15) -> float:
-    """Speed of a 3x3 convolution of 64 to 128 channels on 56 x 56, the median of some."""
-    x, weight = torch.randn(1, 64, 56, 56), torch.randn(128, 64, 3, 3)
-    times = []
-    with torch.inference_mode():
-        for _ in range(repeats):
-            begin = perf_counter()
-            F.conv2d(x, weight, padding=1)
-            times.append(perf_counter() - begin)
-    return CONV_FLOPS / median(times[2:]) / 1e9
-
-
-def measure_links(comm: MPI.Intracomm) -> list[tuple[float, float]]:
-    """(B/s, s) of this rank's link to every other: payload rate of large messages, half a small one's round trip."""
-    found = [(float("nan"), float("nan"))] * comm.size
-    for source in range(comm.size):
-        for target in range(comm.size):
-            if source != target:
-                comm.Barrier()
-                if comm.rank == source:
-                    found[target] = _send(comm, target)
-                elif comm.rank == target:
-                    _answer(comm, source)
-    return found
-
-
-ROUNDS = 10
-LARGE_ROUNDS = 3
-
-
-def _send(comm: MPI.Intracomm, target: int) -> tuple[float, float]:
-    small, large = np.zeros(1), np.zeros(MESSAGE_BYTES, np.uint8)
-    trips = {}
-    for name, message, rounds in (("small", small, ROUNDS), ("large", large, LARGE_ROUNDS)):
-        times = []
-        for _ in range(rounds):
-            begin = perf_counter()
-            comm.Send(message, target, TAG)
-            comm.Recv(small, target, TAG)
-            times.append(perf_counter() - begin)
-        trips[name] = median(times)
-    return MESSAGE_BYTES / max(trips["large"] - trips["small"], 1e-9), trips["small"] / 2
-
-
-def _answer(comm: MPI.Intracomm, source: int) -> None:
-    small, large = np.zeros(1), np.zeros(MESSAGE_BYTES, np.uint8)
-    for message, rounds in ((small, ROUNDS), (large, LARGE_ROUNDS)):
-        for _ in range(rounds):
-            comm.Recv(message, source, TAG)
-            comm.Send(small, source, TAG)
 
 
 def _judge(found: Findings) -> None:
