@@ -19,6 +19,7 @@ COMMANDS = {
     "report": "one page of figures and tables from result files, with CSV, SVG and a trace beside it",
     "sweep": "run a grid of runs from a TOML file, each its own job; resumable",
     "doctor": "do the ranks agree: versions, hosts, threads, clocks, links (under mpirun)",
+    "probe": "measure the devices and links of this job, write cluster.toml (under mpirun)",
     "plan": "show or save who computes what for a model, a scheme and a number of ranks",
 }
 

@@ -1,0 +1,54 @@
+"""``mpiconv probe``: how fast the devices of this job compute and the links between them carry, as a file."""
+
+from __future__ import annotations
+
+import argparse
+
+from mpiconv.cli.options import add_emulation_options, positive
+
+EPILOG = """\
+Start it like a run, one rank on each device, with nothing else running there:
+
+  mpirun --hostfile FILE -n 4 mpiconv probe --out cluster.toml
+
+What is in the file, for every device: GFLOP/s of a convolution with 1x1, 3x3, 5x5, 7x7 (stride 2) and 11x11 (stride 4)
+kernels, of a depthwise 3x3 and of a linear layer, computed as mpiconv run does; B/s of weights of the linear layer;
+cores, threads, memory in B. For every ordered pair alpha in s and beta in B/s: n bytes take alpha + n / beta. And
+whether a second pair of devices that talks at once slows the first (medium = "shared") or does not ("switch");
+this takes four hosts. A pair takes 1 to 2 s at most, a device about 4 s times its --pace.
+"""
+ROUNDS, QUICK_ROUNDS = 9, 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``mpiconv probe``."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument(
+        "--out", default="cluster.toml", metavar="FILE", help="the file to write (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=positive, default=1, metavar="N", help="torch threads per rank (default: 1)")
+    rounds = parser.add_mutually_exclusive_group()
+    rounds.add_argument(
+        "--repeats",
+        type=positive,
+        default=ROUNDS,
+        metavar="N",
+        help=f"rounds in which everything is measured once; medians are kept (default: {ROUNDS})",
+    )
+    rounds.add_argument(
+        "--quick",
+        dest="repeats",
+        action="store_const",
+        const=QUICK_ROUNDS,
+        help=f"{QUICK_ROUNDS} rounds: a third of the time, for values that scatter more",
+    )
+    parser.add_argument("--json", action="store_true", help="print what is in the file as one JSON object")
+    add_emulation_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, write and print; collective. Exit status 0."""
+    from mpiconv.cli.probe_table import measure  # torch and MPI only now, so that --help is quick
+
+    return measure(arguments)
