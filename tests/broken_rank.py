@@ -1,9 +1,13 @@
-"""``mpiconv`` with something broken on one rank: RANK PLACE WORDS..., PLACE being module:name or module:class.name."""
+"""``mpiconv`` with something broken on one rank: RANK PLACE WORDS...
+
+PLACE is module:name or module:class.name, which then raises; ``version``, which is another one; or ``silent``.
+"""
 
 from __future__ import annotations
 
 import importlib
 import sys
+import time
 
 import mpiconv
 from mpiconv.cli import main
@@ -13,6 +17,11 @@ rank, place, *words = sys.argv[1:]
 if launcher_rank() == int(rank):
     if place == "version":
         mpiconv.__version__ = "0.0.0"
+    elif place == "silent":
+        from mpi4py import MPI
+
+        assert MPI.Is_initialized()
+        time.sleep(60)
     else:
         module, _, path = place.partition(":")
         target = importlib.import_module(module)

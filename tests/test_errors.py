@@ -125,6 +125,18 @@ def test_different_versions_are_named():
     assert_fails(ended, 1, "rank 0 has 0.", "rank 1 has 0.0.0", "install one version")
 
 
+@pytest.mark.parametrize(("rank", "word"), [(1, "rank 1 did not answer rank 0"), (0, "rank 0 did not answer rank ")])
+def test_a_rank_that_never_answers_is_named(rank, word, start_up):
+    command = ["mpirun", "-n", "3", sys.executable, "-m", "tests.broken_rank", str(rank), "silent", "run", *FEW]
+    ended = execute(command, cwd=ROOT, MPICONV_JOIN_S="1")
+    assert_fails(ended, 1, word, "within 1 s", "MPICONV_JOIN_S=SECONDS waits longer")
+    assert ended.seconds < start_up + 3 + SECONDS_TO_END
+
+
+def test_a_time_to_join_that_is_none():
+    assert_fails(mpiconv(2, "run", *FEW, MPICONV_JOIN_S="soon"), 2, "MPICONV_JOIN_S is 'soon': a number of seconds")
+
+
 def test_a_launcher_that_starts_singletons():
     ended = mpiconv(0, "run", *FEW, SLURM_NTASKS="4")
     assert_fails(ended, 1, "SLURM_NTASKS is 4, but MPI sees one rank", "srun --mpi=pmix")

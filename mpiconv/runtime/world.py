@@ -8,11 +8,16 @@ import time
 from typing import TYPE_CHECKING, NoReturn
 
 import mpiconv
-from mpiconv.errors import MpiconvError
+from mpiconv.errors import MpiconvError, UsageError
 from mpiconv.runtime.messages import allgather_json
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+JOIN_S = 25.0
+JOIN_VARIABLE = "MPICONV_JOIN_S"
+POLL_S = 0.001
+TAG = 6
 
 LAUNCHER_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
 LAUNCHER_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
@@ -24,7 +29,8 @@ def join_world(*, same_version: bool = True) -> MPI.Intracomm:
     Raises
     ------
     MpiconvError
-        The launcher started several processes that do not see each other, or the ranks run different versions.
+        The launcher started several processes that do not see each other, a rank does not answer within half a
+        minute, or the ranks run different versions.
     """
     from mpi4py import MPI
 
@@ -37,11 +43,51 @@ def join_world(*, same_version: bool = True) -> MPI.Intracomm:
                 f"{variable} is {wanted}, but MPI sees one rank: start with the mpirun of this Python's MPI "
                 f"({MPI.Get_library_version().split(',')[0].strip()}), also inside sbatch, or srun --mpi=pmix"
             )
+    await_all(comm, _join_seconds())
     versions = allgather_json(comm, mpiconv.__version__)
     if same_version and len(set(versions)) > 1:
         found = ", ".join(f"rank {rank} has {version}" for rank, version in enumerate(versions))
         raise MpiconvError(f"the ranks run different versions of mpiconv: {found}; install one version on all hosts")
     return comm
+
+
+def _join_seconds() -> float:
+    text = os.environ.get(JOIN_VARIABLE, "")
+    try:
+        return float(text) if text else JOIN_S
+    except ValueError:
+        raise UsageError(f"{JOIN_VARIABLE} is {text!r}: a number of seconds is wanted") from None
+
+
+def await_all(comm: MPI.Intracomm, within_s: float) -> None:
+    """Exchange a byte between rank 0 and every other, in time. Collective.
+
+    A device that went silent after the start would else keep all others waiting in the first collective for as long as
+    their TCP tries again: a quarter of an hour.
+
+    Raises
+    ------
+    MpiconvError
+        On rank 0 if a rank does not answer, named; on the others, some seconds later, if rank 0 does not.
+    """
+    others = range(1, comm.size) if comm.rank == 0 else [0]
+    buffers = {rank: bytearray(1) for rank in others}
+    waiting = {rank: comm.Irecv(buffers[rank], rank, TAG) for rank in others}
+    sent = [] if comm.rank == 0 else [comm.Isend(bytearray(1), 0, TAG)]
+    deadline = time.monotonic() + within_s + (0 if comm.rank == 0 else 3)
+    while waiting:
+        waiting = {rank: request for rank, request in waiting.items() if not request.Test()}
+        if waiting and time.monotonic() > deadline:
+            silent = ", ".join(f"rank {rank}" for rank in waiting)
+            raise MpiconvError(
+                f"{silent} did not answer rank {comm.rank} within {within_s:g} s: see that the host is up and lets "
+                f"TCP through, by mpiconv doctor --hostfile FILE ({JOIN_VARIABLE}=SECONDS waits longer for a slow one)"
+            )
+        time.sleep(POLL_S)
+    if comm.rank == 0:
+        sent = [comm.Isend(bytearray(1), rank, TAG) for rank in others]
+    for request in sent:
+        request.Wait()
 
 
 def launcher_rank() -> int:
