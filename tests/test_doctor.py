@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 import time
 
@@ -34,6 +36,63 @@ def test_table_for_a_person():
     assert ended.status == 0, ended.err
     assert "conv GFLOP/s" in ended.out
     assert "MB/s and one-way latency" in ended.out
+
+
+FAKE_SSH = """#!/bin/sh
+for word; do case $word in
+  good) exit 0 ;;
+  locked) echo "locked: Permission denied (publickey)." >&2; exit 255 ;;
+  mute) exit 3 ;;
+esac; done
+"""
+
+
+def test_hosts_are_asked_before_mpirun(tmp_path):
+    """Which hosts of a hostfile ssh cannot reach, in the words of ssh; a stand-in for it, as no other host is here."""
+    ssh = tmp_path / "ssh"
+    ssh.write_text(FAKE_SSH)
+    ssh.chmod(0o755)
+    (tmp_path / "hosts").write_text("# a lab\nlocalhost slots=2\ngood:2\n\nlocked slots=1 # no key\nmute\ngood:1\n")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    ended = mpiconv(0, "doctor", "--hostfile", tmp_path / "hosts", PATH=path)
+    assert (ended.status, len(ended.errors)) == (1, 1)
+    assert "mpirun cannot start ranks on locked, mute: mend the name" in ended.errors[0]
+    assert [line.split(None, 1) for line in ended.out.splitlines()] == [
+        ["localhost", "answers"],
+        ["good", "answers"],
+        ["locked", "locked: Permission denied (publickey)."],
+        ["mute", "ssh ended with status 3"],
+    ]
+    (tmp_path / "hosts").write_text("good\nlocalhost\n")
+    ended = mpiconv(0, "doctor", "--hostfile", tmp_path / "hosts", "--json", PATH=path)
+    assert (ended.status, ended.json) == (0, {"good": "", "localhost": ""})
+
+
+def test_a_host_that_nobody_knows(tmp_path):
+    (tmp_path / "hosts").write_text("nosuchhost.invalid slots=1\n")
+    ended = mpiconv(0, "doctor", "--hostfile", tmp_path / "hosts")
+    assert (ended.status, len(ended.errors)) == (1, 1)
+    if shutil.which("ssh") is None:
+        assert "there is no ssh here" in ended.errors[0]
+    else:
+        assert "nosuchhost.invalid" in ended.errors[0]
+        assert "resolve" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        pytest.param(None, "cannot read the hostfile", id="missing"),
+        pytest.param(b"# nothing\n\n", "names no host", id="empty"),
+        pytest.param(b"\xff\xfe", "is no hostfile", id="binary"),
+    ],
+)
+def test_hostfiles_that_are_refused(content, word, tmp_path):
+    if content is not None:
+        (tmp_path / "hosts").write_bytes(content)
+    ended = mpiconv(0, "doctor", "--hostfile", tmp_path / "hosts")
+    assert (ended.status, len(ended.errors)) == (1, 1)
+    assert word in ended.errors[0]
 
 
 def test_different_versions_are_shown_and_fail():

@@ -13,7 +13,8 @@ from mpiconv.cli.options import pace_of
 from mpiconv.cli.tables import align
 from mpiconv.errors import MpiconvError
 from mpiconv.runtime.doctor import Findings, examine
-from mpiconv.runtime.world import join_world
+from mpiconv.runtime.preflight import ask_hosts, read_hosts
+from mpiconv.runtime.world import join_world, launcher_rank
 
 
 def diagnose(arguments: argparse.Namespace) -> int:
@@ -29,6 +30,28 @@ def diagnose(arguments: argparse.Namespace) -> int:
         if found.errors:
             raise MpiconvError(found.errors[0])
     comm.Barrier()
+    return 0
+
+
+def call_hosts(arguments: argparse.Namespace) -> int:
+    """Ask the hosts of a hostfile for an answer and print a line for each. Not collective.
+
+    Raises MpiconvError if one gives none, once all are printed.
+    """
+    if launcher_rank():
+        return 0
+    answers = ask_hosts(read_hosts(arguments.hostfile))
+    if arguments.json:
+        print(json.dumps(answers))
+    else:
+        width = max(len(host) for host in answers)
+        print("\n".join(f"{host:{width}}  {reason or 'answers'}" for host, reason in answers.items()))
+    silent = [host for host, reason in answers.items() if reason]
+    if silent:
+        raise MpiconvError(
+            f"{arguments.hostfile}: mpirun cannot start ranks on {', '.join(silent)}: mend the name there or in "
+            f"~/.ssh/config or /etc/hosts, until 'ssh {silent[0]} true' works without a password"
+        )
     return 0
 
 
