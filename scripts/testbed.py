@@ -35,6 +35,23 @@ else:
 STATE = Path("/run/mpiconv-testbed")
 LEAST_BYTES_PER_S = 20_000
 MEDIA = ("switch", "shared")
+ANSWER_S = 5
+ASK = """
+import socket, sys
+for address in sys.argv[2:]:
+    try:
+        socket.create_connection((address, 7), float(sys.argv[1])).close()
+    except ConnectionRefusedError:
+        pass
+    except OSError:
+        print(address)
+        break
+"""
+KEEPALIVE = {"time": 5, "intvl": 3, "probes": 4}
+"""Seconds and numbers after which mpirun gives up an idle connection to a device, in place of 8 minutes."""
+
+TCP_RETRIES = 6
+"""How often TCP sends again what a device does not take: for 25 s, in place of a quarter of an hour."""
 
 
 class LabError(Exception):
@@ -202,6 +219,8 @@ class Testbed:
         command("ip", "-n", own, "addr", "add", f"{address}/24", "dev", "eth0")
         command("ip", "-n", own, "link", "set", "lo", "up")
         command("ip", "-n", own, "link", "set", "eth0", "up")
+        retries = f"echo {TCP_RETRIES} > /proc/sys/net/ipv4/tcp_retries2"
+        command("nsenter", f"--net=/run/netns/{own}", "sh", "-c", retries)
         if lab.medium == "shared":
             command("tc", "-n", switch, "qdisc", "add", "dev", port, "ingress")
             everything = ["protocol", "all", "u32", "match", "u32", "0", "0"]
@@ -237,7 +256,10 @@ class Testbed:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def run(self, words: list[str], ranks: int | None) -> int:
-        """Start a command by mpirun over the devices, from the first one on; its exit status."""
+        """Start a command by mpirun over the devices, from the first one on; its exit status.
+
+        Raises LabError, naming it, for a device that does not answer, before or after.
+        """
         state = self.state
         lab = state["lab"]
         names = list(state["addresses"])
@@ -257,34 +279,30 @@ class Testbed:
             "--mca", "btl", "tcp,self", "--mca", "pml", "ob1", "--mca", "btl_tcp_if_include", state["network"],
             "--mca", "mpi_yield_when_idle", "1", "--prtemca", "prte_if_include", state["network"],
         ]  # fmt: skip
+        for key, value in KEEPALIVE.items():
+            mpirun += ["--prtemca", f"oob_tcp_keepalive_{key}", str(value)]
         for key, value in environment.items():
             mpirun += ["-x", f"{key}={value}"]
         inside = self.enter(names[0], shlex.join([*mpirun, *words]))
         as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-        return subprocess.run(inside, check=False, env=os.environ | environment | as_root).returncode
+        status = subprocess.run(inside, check=False, env=os.environ | environment | as_root).returncode
+        if status == 0:
+            self._answers(names[:ranks])  # mpirun ends with 0 where it has lost a device
+        return status
 
     def enter(self, device: str, line: str) -> list[str]:
         """The command that runs a shell line on a device, under its host name."""
         return [str(self.folder / "agent"), device, line]
 
     def _answers(self, names: list[str]) -> None:
-        """Raise LabError, naming the device, unless each answers a connection from the first within some seconds."""
-        listen = "import socket; s = socket.create_server(('', 7)); print('up', flush=True); s.accept()"
-        for name in names[1:]:
-            address = self.state["addresses"][name]
-            line = f"{shlex.quote(sys.executable)} -c {shlex.quote(listen)}"
-            with subprocess.Popen(self.enter(name, line), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as server:
-                try:
-                    if not server.stdout or server.stdout.readline() != b"up\n":
-                        raise LabError(f"the device {name} cannot be entered: testbed.py down, then up again")
-                    call = f"import socket; socket.create_connection(({address!r}, 7), 10)"
-                    try:
-                        command(*self.enter(names[0], f"{shlex.quote(sys.executable)} -c {shlex.quote(call)}"))
-                    except LabError:
-                        message = f"the device {name} ({address}) does not answer {names[0]} within 10 s"
-                        raise LabError(f"{message}: testbed.py down, then up again") from None
-                finally:
-                    server.kill()
+        """Raise LabError, naming the device, unless each refuses a connection from the first one: then it is there."""
+        addresses = [self.state["addresses"][name] for name in names]
+        ask = [sys.executable, "-c", ASK, str(ANSWER_S), *addresses[1:]]
+        silent = command(*self.enter(names[0], shlex.join(ask))).split()
+        for name, address in zip(names, addresses, strict=True):
+            if address in silent:
+                message = f"the device {name} ({address}) does not answer {names[0]} within {ANSWER_S} s"
+                raise LabError(f"{message}: testbed.py down, then up again")
 
     def show(self) -> str:
         """A table of the devices and what went over their links so far."""
