@@ -95,18 +95,25 @@ def read_picture(path: str | Path, info: Info) -> torch.Tensor:
     mode = MODES.get(info.input_shape[0])
     if mode is None:
         raise UsageError(f"{info.name} reads {info.input_shape[0]} channels; picture files have 1 or 3, use --random")
+    return to_tensor(open_picture(path, mode), info)
+
+
+def open_picture(path: str | Path, mode: str) -> Image.Image:
+    """One picture file, upright, in a mode of Pillow (``L`` or ``RGB``).
+
+    Raises MpiconvError, naming the file, where it is missing, broken, or too large to be one.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as file:
-                picture = ImageOps.exif_transpose(file).convert(mode)
+                return ImageOps.exif_transpose(file).convert(mode)
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise MpiconvError(f"cannot read the picture {path}: {error.strerror}") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise MpiconvError(f"the picture {path} has more pixels than is safe to unpack") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise MpiconvError(f"{path} is no picture or a broken one: {error}") from None
-    return to_tensor(picture, info)
 
 
 def to_tensor(picture: Image.Image, info: Info) -> torch.Tensor:

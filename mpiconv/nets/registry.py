@@ -18,7 +18,8 @@ from mpiconv.errors import ModelError, UsageError
 from mpiconv.nets import alexnet, vgg
 from mpiconv.nets.digits import Digits
 from mpiconv.nets.graph import Shape
-from mpiconv.nets.weights import assign_weights, labels_of, read_weights
+from mpiconv.nets.metadata import check_model, trained_info
+from mpiconv.nets.weights import assign_weights, read_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -68,7 +69,12 @@ REGISTRY["digits"] = Entry(Digits, Info("digits", (1, 32, 32), (0.3,), (0.4,)), 
 
 
 def load_model(
-    name: str, weights: str | Path | None = None, num_classes: int | None = None, seed: int = 0
+    name: str,
+    weights: str | Path | None = None,
+    num_classes: int | None = None,
+    seed: int = 0,
+    *,
+    pretrained: bool = True,
 ) -> nn.Module:
     """Build a named model in evaluation mode, its parameters under torchvision's names.
 
@@ -82,6 +88,8 @@ def load_model(
         Outputs of the last layer; None takes what the weights have, or 10.
     seed
         Where the random weights start.
+    pretrained
+        Whether weights that come with the package are taken; False for random ones.
 
     Returns
     -------
@@ -102,7 +110,7 @@ def load_model(
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise UsageError(f"unknown model {name!r}: choose from {', '.join(REGISTRY)} or package.module:callable{hint}")
     entry = REGISTRY[name]
-    if weights is None and entry.weights and num_classes in (None, 10):
+    if weights is None and pretrained and entry.weights and num_classes in (None, 10):
         weights = Path(__file__).with_name("pretrained") / entry.weights
     if weights is None:
         with torch.device("meta"):
@@ -110,14 +118,17 @@ def load_model(
         randomise(model.to_empty(device="cpu"), seed)
         return _finish(model, entry.info)
     state, metadata = read_weights(weights)
+    check_model(metadata, name, REGISTRY, weights)
+    info = trained_info(entry.info, metadata, weights)
+    if num_classes is None and info.labels:
+        num_classes = len(info.labels)
     if num_classes is None:
         matrices = [tensor for tensor in state.values() if tensor.dim() == 2]
         num_classes = len(matrices[-1]) if matrices else 10
     with torch.device("meta"):
         model = entry.build(num_classes)
     assign_weights(model, state, str(weights))
-    trained = metadata.get("trained", f"weights from {Path(weights).name}")
-    return _finish(model, replace(entry.info, labels=labels_of(metadata), trained=trained))
+    return _finish(model, info)
 
 
 def randomise(model: nn.Module, seed: int) -> None:
@@ -148,7 +159,7 @@ def _load_own(name: str, weights: str | Path | None, seed: int) -> nn.Module:
     if weights is not None:
         state, metadata = read_weights(weights)
         assign_weights(model, state, str(weights))
-        info = replace(info, labels=labels_of(metadata), trained=f"weights from {Path(weights).name}")
+        info = trained_info(info, metadata, weights)
     return _finish(model, info)
 
 
