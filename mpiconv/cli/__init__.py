@@ -20,6 +20,7 @@ COMMANDS = {
     "sweep": "run a grid of runs from a TOML file, each its own job; resumable",
     "doctor": "do the ranks agree: versions, hosts, threads, clocks, links (under mpirun)",
     "probe": "measure the devices and links of this job, write cluster.toml (under mpirun)",
+    "train": "teach a model on CIFAR-10, a folder of pictures per class or the digits (also under mpirun)",
     "plan": "show or save who computes what for a model, a scheme and a number of ranks",
 }
 
