@@ -19,12 +19,13 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from mpiconv.cli.options import pace_of, settings_of
-from mpiconv.cli.setup import Job, prepare
+from mpiconv.cli.setup import REPEATS, Job, prepare
 from mpiconv.cli.tables import latency, ranks_at_work, summary, throughput_fps, where_time_went
 from mpiconv.errors import MpiconvError
 from mpiconv.measure import Record
 from mpiconv.measure.energy import EnergyProfile
 from mpiconv.measure.results import check_writable, write_results
+from mpiconv.nets.datasets import LabelledPictures
 from mpiconv.nets.pictures import ahead
 from mpiconv.partition import make_plan
 from mpiconv.runtime.engine import DistributedNet, distribute
@@ -81,7 +82,8 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
 
 def _frames(arguments: argparse.Namespace, job: Job) -> int:
     """Measured inferences: as many as asked for, and every picture at least once."""
-    return max(int(arguments.repeats), job.batches)
+    unasked = 1 if isinstance(job.pictures, LabelledPictures) else REPEATS
+    return max(int(arguments.repeats or unasked), job.batches)
 
 
 def _follow(net: DistributedNet, stopping: Stopping) -> int:
@@ -156,6 +158,16 @@ def _predictions(job: Job, output: Any, batch: int) -> list[dict[str, Any]]:
     ]
 
 
+def _accuracy(job: Job, outputs: list[Any]) -> dict[str, Any]:
+    """The part of the pictures, of those that got an answer, that got the right class, for a data set with answers; else nothing."""
+    data = job.pictures
+    if not isinstance(data, LabelledPictures):
+        return {}
+    classes = torch.cat([output.argmax(1) for output in outputs])[: len(data)].tolist()
+    right = sum(found == data.answer(index) for index, found in enumerate(classes))
+    return {"accuracy": right / len(classes), "answered": len(classes)}
+
+
 def _check(job: Job, outputs: list[Any], settings: Settings) -> dict[str, Any]:
     """Compare with the unsplit model, absolutely and relative to its largest output.
 
@@ -208,12 +220,17 @@ def _finish(
     check = _check(job, outputs, net.settings) if arguments.check else None
     profile = job.profile
     predictions = [line for index, output in enumerate(outputs) for line in _predictions(job, output, index)]
+    accuracy = _accuracy(job, outputs)
     if arguments.output:
-        write_results(arguments.output, record, profile, _attributes(arguments, job, check, net, record, ended_early))
+        about = {"data": arguments.data, **accuracy} if accuracy else {}
+        attributes = _attributes(arguments, job, check, net, record, ended_early) | about
+        write_results(arguments.output, record, profile, attributes)
     if arguments.json:
-        print(json.dumps(_report(arguments, job, record, profile, predictions, check)))
+        print(json.dumps(_report(arguments, job, record, profile, predictions, check) | accuracy))
     else:
         print(summary(job, record, predictions, check))
+        if accuracy:
+            print(f"accuracy {accuracy['accuracy']:.2%} of {accuracy['answered']} pictures ({arguments.data})")
         if not arguments.quiet:
             print(where_time_went(record))
             print(ranks_at_work(record))

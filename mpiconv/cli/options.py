@@ -185,6 +185,13 @@ def fraction(text: str) -> float:
     return value
 
 
+def above_zero_to_one(text: str) -> float:
+    """A number above 0, 1 at most."""
+    if fraction(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
+    return float(text)
+
+
 def rate(text: str) -> float:
     """A link rate given in MB/s, in B/s."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mpiconv.cli.options import (
+    above_zero_to_one,
     add_emulation_options,
     add_engine_options,
     add_model_options,
@@ -22,14 +23,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog += "SIGUSR1, to mpirun or any rank, ends the run after the current repeat with its results written."
     source = parser.add_argument_group("pictures (default: --random)").add_mutually_exclusive_group()
     source.add_argument("--image", nargs="+", metavar="FILE", help="picture files")
-    source.add_argument("--data", metavar="DIR", help="a folder of pictures, searched to its bottom")
+    source.add_argument(
+        "--data",
+        metavar="DATA",
+        help="a folder of pictures, searched to its bottom; or the held-out part of a data set with answers, to find "
+        "the accuracy: cifar10:DIR, folder:DIR (a folder per class) or digits",
+    )
     source.add_argument("--random", action="store_true", help="noise; picture i depends on the seed and i alone")
+    parser.add_argument(
+        "--held-out",
+        type=above_zero_to_one,
+        metavar="F",
+        help="with folder:DIR without train and val: the part of every class that is held out, 1: all (default: 0.2)",
+    )
     add_model_options(parser)
     add_split_options(parser)
     parser.add_argument("--plan", metavar="FILE", help="a plan saved by mpiconv plan, instead of --scheme and --shares")
     measure = parser.add_argument_group("measuring")
     measure.add_argument(
-        "--repeats", type=positive, default=100, metavar="N", help="measured inferences (default: 100)"
+        "--repeats",
+        type=positive,
+        metavar="N",
+        help="measured inferences, every picture at least once (default: 100; one pass over a data set with answers)",
     )
     measure.add_argument(
         "--warmup", type=whole, default=3, metavar="N", help="inferences before (default: %(default)s)"

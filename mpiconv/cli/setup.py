@@ -13,8 +13,12 @@ from mpiconv.cli.options import shares_for
 from mpiconv.errors import UsageError
 from mpiconv.measure.energy import EnergyProfile, load_profile
 from mpiconv.nets import Info, info_of, load_model
+from mpiconv.nets.datasets import HELD_OUT, LabelledPictures, is_labelled, open_data
 from mpiconv.nets.pictures import PictureFiles, Pictures, RandomPictures, folder_pictures
 from mpiconv.partition import Plan, make_plan
+
+REPEATS = 100
+"""Measured inferences unless told, but for a data set with answers, which is read once."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,44 @@ def prepare(arguments: argparse.Namespace, ranks: int) -> Job:
         pictures: Pictures = PictureFiles(arguments.image, info)
         for index in range(len(pictures)):
             pictures.load(index)
+    elif arguments.data and is_labelled(arguments.data):
+        pictures, info = labelled_pictures(arguments, info)
     elif arguments.data:
         pictures = folder_pictures(arguments.data, info)
         pictures.load(0)
     else:
-        pictures = RandomPictures(arguments.repeats * batch, arguments.seed, info)
+        pictures = RandomPictures((arguments.repeats or REPEATS) * batch, arguments.seed, info)
     shape = (batch, *info.input_shape)
     plan = saved or make_plan(model, shape, arguments.scheme, ranks, shares_for(arguments, ranks), arguments.gather)
+    if isinstance(pictures, LabelledPictures):
+        _check_outputs(model, info, arguments.data)
     return Job(model, info, pictures, plan, profile)
+
+
+def labelled_pictures(arguments: argparse.Namespace, info: Info) -> tuple[LabelledPictures, Info]:
+    """The held-out part of the data set that --data names, and the model's info with its classes.
+
+    Raises MpiconvError where the data are missing or broken, or have other classes than the model was trained for.
+    """
+    data = open_data(arguments.data, "held-out", arguments.held_out or HELD_OUT)
+    classes = data.about.classes
+    if info.labels and set(info.labels) != set(classes):
+        strange = sorted(set(classes) ^ set(info.labels))[0]
+        raise UsageError(
+            f"{arguments.data} has {len(classes)} classes, {info.name} was trained for {len(info.labels)}: "
+            f"{strange!r} is not in both"
+        )
+    info = replace(info, labels=info.labels or classes)
+    return LabelledPictures(data, info, info.labels), info
+
+
+def _check_outputs(model: nn.Module, info: Info, data: str) -> None:
+    """Raise UsageError unless the model gives one number per class of the data."""
+    with torch.inference_mode():
+        scores = model(torch.zeros(1, *info.input_shape))
+    outputs = tuple(scores.shape[1:]) if isinstance(scores, torch.Tensor) else ()
+    if outputs != (len(info.labels),):
+        raise UsageError(
+            f"{data} has {len(info.labels)} classes, {info.name} has {'x'.join(map(str, outputs)) or 'several'} "
+            f"outputs: --weights of a model that was trained on it are wanted, or --classes {len(info.labels)}"
+        )

@@ -29,7 +29,7 @@ LAUNCHER = "mpirun -n {ranks}"
 TABLES = ("launcher", "timeout_s", "fixed", "grid")
 OPTIONS = (
     "model", "weights", "classes", "input_size", "batch", "seed", "scheme", "shares", "offload", "gather", "image",
-    "data", "repeats", "warmup", "threads", "check", "link_rate", "energy", "pace", "dilation", "ranks",
+    "data", "held_out", "repeats", "warmup", "threads", "check", "link_rate", "energy", "pace", "dilation", "ranks",
 )  # fmt: skip
 
 
