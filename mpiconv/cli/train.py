@@ -51,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weight-decay", type=from_zero, default=5e-4, metavar="W", help="L2 penalty of SGD (default: 0.0005)"
     )
     how.add_argument(
+        "--clip", type=from_zero, default=5.0, metavar="G", help="largest norm of the gradient, 0: any (default: 5)"
+    )
+    how.add_argument(
         "--schedule",
         choices=("cosine", "constant"),
         default="cosine",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ def train(arguments: argparse.Namespace) -> int:
     on_root(comm, ready)
     root = comm.rank == 0
     hidden = arguments.quiet or not root or not on_terminal()
-    with tqdm(unit="step", disable=hidden, file=sys.stderr) as bar, _signals(checkpoint):
+    with tqdm(unit="step", disable=hidden, file=sys.stderr) as bar, _signals(checkpoint, comm.size):
 
         def on_step(done: int, steps: int, loss: float) -> None:
             if bar.total is None:
@@ -78,6 +79,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         lr=arguments.lr,
         momentum=arguments.momentum,
         weight_decay=arguments.weight_decay,
+        clip=arguments.clip,
         schedule=arguments.schedule,
         flip=not arguments.no_flip,
         shift=not arguments.no_shift,
@@ -89,16 +91,24 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 
 
 @contextmanager
-def _signals(checkpoint: Path) -> Iterator[None]:
-    """End by an error at SIGTERM as at SIGINT, so that half a file is taken away; say what there is to go on from."""
+def _signals(checkpoint: Path, ranks: int) -> Iterator[None]:
+    """Take half a file away when SIGINT or SIGTERM ends the training, and say what there is to go on from.
+
+    Of several ranks, one that mpirun ends (SIGTERM, perhaps because another has failed and said so) goes silently.
+    """
+    terminated = False
 
     def stop(*_: object) -> None:
+        nonlocal terminated
+        terminated = True
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     except KeyboardInterrupt:
+        if terminated and ranks > 1:
+            os._exit(128 + signal.SIGTERM)
         left = f"--resume goes on from {checkpoint}" if checkpoint.exists() else "before the first checkpoint"
         raise InterruptedTrainingError(f"interrupted: {left}") from None
     finally:

@@ -57,7 +57,8 @@ def read_checkpoint(path: Path, settings: Settings, task: Mapping[str, Any]) -> 
     except FileNotFoundError:
         raise MpiconvError(f"there is no checkpoint {path} to go on from: leave out --resume to begin") from None
     except Exception as error:
-        raise MpiconvError(f"{path} is cut short or no checkpoint: {str(error).splitlines()[0]}") from None
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise MpiconvError(f"{path} is cut short or no checkpoint: {reason}") from None
     version = found.get("mpiconv_checkpoint") if isinstance(found, Mapping) else None
     if version != VERSION:
         raise MpiconvError(f"{path} is no checkpoint of this mpiconv: its version is {version}, not {VERSION}")
@@ -86,7 +87,10 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)  # safetensors leaves its files to their owner alone
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

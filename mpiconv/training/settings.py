@@ -14,8 +14,9 @@ from mpiconv.nets.datasets import HELD_OUT
 class Settings:
     """All that the numbers of a training depend on, but for the data themselves and the number of ranks.
 
-    ``batch`` is of all ranks together; ``lr`` the learning rate at the start; ``flip`` and ``shift`` the augmentation;
-    ``limit`` the most pictures taken of either part, None for all; ``held_out`` as in ``open_data``.
+    ``batch`` is of all ranks together; ``lr`` the learning rate at the start; ``clip`` the largest norm that a step's
+    gradient may have, 0 for any; ``flip`` and ``shift`` the augmentation; ``limit`` the most pictures taken of either
+    part, None for all; ``held_out`` as in ``open_data``.
     """
 
     model: str
@@ -25,6 +26,7 @@ class Settings:
     lr: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    clip: float = 5.0
     schedule: str = "cosine"
     flip: bool = True
     shift: bool = True

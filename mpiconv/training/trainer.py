@@ -142,6 +142,8 @@ class _Trainer:
             self.optimiser.zero_grad()
             losses = F.cross_entropy(net(images), answers, reduction="sum")
             (losses * (ranks / len(batch))).backward()  # type: ignore[no-untyped-call]
+            if settings.clip:
+                nn.utils.clip_grad_norm_(self.parameters.values(), settings.clip)
             self.optimiser.step()
             value = losses.item()
             if not math.isfinite(value):
