@@ -159,7 +159,7 @@ def _predictions(job: Job, output: Any, batch: int) -> list[dict[str, Any]]:
 
 
 def _accuracy(job: Job, outputs: list[Any]) -> dict[str, Any]:
-    """The part of the pictures, of those that got an answer, that got the right class, for a data set with answers; else nothing."""
+    """How many of the pictures with an answer got the right class, for a labelled data set; else nothing."""
     data = job.pictures
     if not isinstance(data, LabelledPictures):
         return {}
