@@ -5,36 +5,43 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from mpiconv.nets import trace
+from mpiconv.nets import Traced, trace
 from mpiconv.nets.graph import PICTURE
+from mpiconv.nets.layers import rows_of
 from mpiconv.partition import Box, Plan
 from mpiconv.partition.receptive import layer_boxes, unit_needs
 from mpiconv.runtime.compute import LocalUnit
+from mpiconv.runtime.operations import WholeUnit
 
 
 def at(box: Box, frame: Box) -> tuple[slice, ...]:
     return (slice(None), *box.within(frame))
 
 
-def local_units(model: nn.Module, plan: Plan, unit_index: int) -> list[LocalUnit | None]:
+def local_units(model: nn.Module, traced: Traced, plan: Plan, unit_index: int) -> list[LocalUnit | WholeUnit | None]:
     """What each rank computes of a unit, with its slices of the weights and nothing else."""
     unit, state = plan.graph.units[unit_index], model.state_dict()
-    found: list[LocalUnit | None] = []
+    found: list[LocalUnit | WholeUnit | None] = []
     for box in plan.boxes[unit_index]:
         if not box:
             found.append(None)
             continue
+        if unit.opaque:
+            found.append(WholeUnit(traced.modules[unit_index]))
+            continue
         weights = []
         for layer, part in zip(unit.layers, layer_boxes(unit, box), strict=True):
             rows = slice(part.channels.lo, part.channels.hi)
-            weights.append({param.role: state[param.key][rows].clone() for param in layer.params})
+            weights.append({param.role: rows_of(param, state[param.key])[rows].clone() for param in layer.params})
         found.append(LocalUnit(unit, box, weights))
     return found
 
 
 @torch.inference_mode()
-def run_split(model: nn.Module, plan: Plan, images: torch.Tensor) -> object:
+def run_split(model: nn.Module, plan: Plan, images: torch.Tensor, traced: Traced | None = None) -> object:
     """The network's output as the plan's ranks would compute it; what a rank was not sent is NaN."""
+    traced = traced or trace(model, plan.graph.input_shape, plan.graph.gather)
+    assert traced.graph.units == plan.graph.units
     picture = Box.whole(plan.graph.input_shape)
     owned = {PICTURE: [(picture, images)] + [(Box(), None)] * (plan.ranks - 1)}
     held: dict[int, list[tuple[Box, torch.Tensor]]] = {}
@@ -55,7 +62,7 @@ def run_split(model: nn.Module, plan: Plan, images: torch.Tensor) -> object:
         if index == len(plan.boxes):
             break
         owned[index] = []
-        for rank, local in enumerate(local_units(model, plan, index)):
+        for rank, local in enumerate(local_units(model, traced, plan, index)):
             box = plan.boxes[index][rank]
             inputs = []
             for source, need in zip(unit.inputs, unit_needs(unit, box), strict=True):
@@ -69,9 +76,14 @@ def run_split(model: nn.Module, plan: Plan, images: torch.Tensor) -> object:
     before = head.layers[:-1]
     if before:
         state = model.state_dict()
-        weights = [{param.role: state[param.key] for param in layer.params} for layer in before]
+        weights = [{param.role: rows_of(param, state[param.key]) for param in layer.params} for layer in before]
         maps = [LocalUnit(type(head)(head.name, before, head.inputs), Box.whole(before[-1].out_shape), weights)(*maps)]
-    return trace(model, plan.graph.input_shape, plan.graph.gather).head(*maps)
+    return traced.head(*maps)
+
+
+def largest_error(mine: torch.Tensor, wanted: torch.Tensor) -> float:
+    """The largest difference as a part of the largest element wanted; NaN where a rank was not sent what it needs."""
+    return float((mine - wanted).abs().max()) / max(float(wanted.abs().max()), 1e-6)
 
 
 def assert_close(mine: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-5) -> None:

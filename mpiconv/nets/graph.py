@@ -15,16 +15,28 @@ Pair = tuple[int, int]
 PICTURE = -1
 """The index that stands for the picture among a unit's inputs."""
 
-KINDS = ("conv", "norm", "activation", "maxpool", "avgpool", "add", "concat", "head")
+KINDS = (
+    *("conv", "convtranspose", "norm", "activation", "elementwise", "prelu", "scale", "maxpool", "avgpool", "adaptive"),
+    *("reduce", "add", "binary", "concat", "pad", "resample", "pixelshuffle", "pixelunshuffle"),
+    *("groupnorm", "layernorm", "lrn", "softmax", "whole", "head"),
+)
+"""What a layer can be; the last two are opaque: the root computes them with the model's own modules."""
+
+MOVERS = ("concat", "pad", "resample", "pixelshuffle", "pixelunshuffle")
+"""Kinds that compute nothing: what follows reads their inputs directly."""
 
 
 @dataclass(frozen=True)
 class Param:
-    """One tensor of a layer: its role there, its key in the model's state_dict, its shape."""
+    """One tensor of a layer: its role there, its key in the model's state_dict, its shape with output channels first.
+
+    ``groups`` is 0, or that of a transposed convolution: its tensor is stored as (in, out / groups, rows, columns).
+    """
 
     role: str
     key: str
     shape: tuple[int, ...]
+    groups: int = 0
 
     @property
     def size(self) -> int:
@@ -59,22 +71,33 @@ class Layer:
     @property
     def has_kernels(self) -> bool:
         """Whether this is a layer whose kernels can be shared out (what a unit is named after)."""
-        return self.kind == "conv"
+        return self.kind in ("conv", "convtranspose")
+
+    @property
+    def opaque(self) -> bool:
+        """Whether only the root can compute it, with the model's own modules."""
+        return self.kind in ("whole", "head")
+
+    @property
+    def spans_map(self) -> bool:
+        """Whether an element of the output depends on all rows and columns, or on a window that tiles the map."""
+        return self.opaque or self.kind in ("groupnorm", "adaptive", "reduce")
 
     @property
     def flops(self) -> int:
         """FLOPs for the whole map and one picture, 2 x multiply-adds, [KPM22] eq. (5) with d = 1."""
-        if self.kind == "head":
+        if self.opaque:
             return int(self.options["flops"])
-        channels, rows, columns = self.out_shape
-        return self.flops_per_element * channels * rows * columns
-
-    @property
-    def flops_per_element(self) -> int:
-        """FLOPs for one element of the output: 2 Cin K K for a conv, 0 for the cheap per-channel layers."""
-        if self.kind != "conv":
+        if not self.has_kernels:
             return 0
-        return 2 * (self.in_shapes[0][0] // self.groups) * self.kernel[0] * self.kernel[1]
+        made = self.out_shape if self.kind == "conv" else self.in_shapes[0]
+        read = self.in_shapes[0] if self.kind == "conv" else self.out_shape
+        return 2 * (read[0] // self.groups) * self.kernel[0] * self.kernel[1] * made[0] * made[1] * made[2]
+
+    def flops_of(self, elements: int) -> int:
+        """FLOPs for so many elements of the output; for a transposed conv their share of the whole."""
+        channels, rows, columns = self.out_shape
+        return self.flops * elements // (channels * rows * columns)
 
 
 @dataclass(frozen=True)
@@ -97,6 +120,11 @@ class Unit:
     def out_shape(self) -> Shape:
         """Shape (C, H, W) of the map it makes."""
         return self.layers[-1].out_shape
+
+    @property
+    def opaque(self) -> bool:
+        """Whether only the root can compute it."""
+        return self.layers[-1].opaque
 
     @property
     def flops(self) -> int:
@@ -196,6 +224,8 @@ def _layer(data: Mapping[str, Any]) -> Layer:
         padding=_ints(data["padding"]),
         dilation=_ints(data["dilation"]),
         groups=int(data["groups"]),
-        params=tuple(Param(str(p["role"]), str(p["key"]), _ints(p["shape"])) for p in data["params"]),
+        params=tuple(
+            Param(str(p["role"]), str(p["key"]), _ints(p["shape"]), int(p.get("groups", 0))) for p in data["params"]
+        ),
         options=dict(data["options"]),
     )

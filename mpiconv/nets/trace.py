@@ -1,69 +1,97 @@
-"""Any ``nn.Module`` as a graph of units: torch.fx finds the operations, this groups them."""
+"""Any ``nn.Module`` as a graph of units: the tracers find the operations, this groups them."""
 
 from __future__ import annotations
 
-import os
-import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import fx, nn
 
-from mpiconv.errors import ModelError, UsageError
-from mpiconv.nets.graph import PICTURE, Graph, Layer, Param, Shape, Unit
-from mpiconv.nets.layers import (
-    ADDITIONS,
-    CONCATENATIONS,
-    FUNCTIONS,
-    WINDOWED,
-    WINDOWED_FUNCTIONS,
+from mpiconv.errors import UsageError
+from mpiconv.nets.calls import (
+    ALIASES,
+    CONVOLUTIONS,
+    MOVES,
+    PASSED_ON,
+    STOCHASTIC_DEPTH,
     CannotSplitError,
-    add_layer,
-    concat_layer,
-    layer_of,
-    module_of,
+    Tensor,
+    arguments_of,
+    kind_of,
 )
+from mpiconv.nets.graph import MOVERS, PICTURE, Graph, Layer, Shape, Unit
+from mpiconv.nets.layers import Map, build, resample
+from mpiconv.nets.region import Region, cut, whole_layer
 from mpiconv.nets.registry import info_of
+from mpiconv.nets.resample import numbered, selection
+from mpiconv.nets.tracers import Captured, capture
 
 GATHERS = ("conv", "pool")
 
 
 @dataclass(frozen=True)
 class Traced:
-    """A network as a graph, and the torch module that is its head (what only the root runs)."""
+    """A network as a graph, and the torch modules of the units that only the root runs, by the unit's number."""
 
     graph: Graph
-    head: nn.Module
+    modules: dict[int, nn.Module]
+
+    @property
+    def head(self) -> nn.Module:
+        """The module of the last unit."""
+        return self.modules[len(self.graph.units) - 1]
 
 
-@dataclass
+@dataclass(frozen=True)
+class Known:
+    """A number, or several, that depends on shapes alone."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Parts of a map in another order: tensors of the numbers of its elements."""
+
+    source: Map
+    value: Any
+
+
+@dataclass(frozen=True)
 class _Step:
-    """A layer with the steps whose outputs it reads; ``readers`` counts who reads its own."""
+    """A layer with the steps whose outputs it reads, and its module where only the root can run it."""
 
     layer: Layer
     inputs: tuple[int, ...]
-    readers: int = 0
+    module: nn.Module | None = None
 
 
 @dataclass
 class _Walk:
-    """What is known while walking along the operations: the steps so far, and which nodes the head has to run."""
+    """What is known while walking along the operations; a node without a value can only be run by the root."""
 
-    model: str
+    captured: Captured
     picture: Shape
     steps: list[_Step] = field(default_factory=list)
-    maps: dict[fx.Node, int] = field(default_factory=dict)
-    blocked: dict[fx.Node, str] = field(default_factory=dict)
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+
+    def add(self, layer: Layer, *sources: Map) -> Map:
+        """Note a layer; the map it makes."""
+        self.steps.append(_Step(layer, tuple(source.step for source in sources)))
+        return Map(len(self.steps) - 1, layer.out_shape)
 
     def shape(self, step: int) -> Shape:
+        """Shape (C, H, W) of what a step makes."""
         return self.picture if step == PICTURE else self.steps[step].layer.out_shape
 
 
 def trace(model: nn.Module, picture: Sequence[int], gather: str = "pool") -> Traced:
     """Turn a module into a graph of units; it is put into evaluation mode.
 
-    What boxes cannot describe becomes the head, which the root runs, where no convolution or pooling follows it.
+    What boxes cannot describe is computed by the root: as the head, where no convolution follows, else as a unit of
+    its own.
 
     Parameters
     ----------
@@ -77,157 +105,255 @@ def trace(model: nn.Module, picture: Sequence[int], gather: str = "pool") -> Tra
     Raises
     ------
     ModelError
-        Control flow that depends on data, or a layer that cannot be split and comes before one that is; named.
+        Control flow that depends on data; the line is named.
     """
     if gather not in GATHERS:
         raise UsageError(f"unknown gather {gather!r}: choose from {', '.join(GATHERS)}")
     channels, rows, columns = (int(length) for length in picture)
     name = info_of(model).name
-    module = _symbolic(model.eval(), name)
-    walk = _Walk(name, (channels, rows, columns))
-    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
-    if not inputs or any(not node.args for node in inputs[1:]):
-        raise ModelError(f"model {name} takes {len(inputs)} inputs: one is wanted, the pictures")
-    walk.maps[inputs[0]] = PICTURE
-    for node in module.graph.nodes:
-        if node.op not in ("placeholder", "output", "get_attr"):
-            _visit(walk, module, node)
-    head, head_inputs = _cut_head(walk, module)
-    return Traced(Graph(name, walk.picture, _units(walk, head, head_inputs, gather), gather), head)
+    captured = capture(model.eval(), (channels, rows, columns), name)
+    walk = _Walk(captured, (channels, rows, columns))
+    tensors = model.state_dict(keep_vars=True)
+    ahead = _before_a_convolution(captured)
+    for node in captured.nodes:
+        if node.op == "placeholder" and not walk.values:
+            walk.values[node] = Map(PICTURE, walk.picture)
+        elif node.op == "get_attr" and str(node.target) in tensors:
+            walk.values[node] = Tensor(str(node.target), tuple(tensors[str(node.target)].shape))
+        elif node.op.startswith("call"):
+            _visit(walk, node, worth=node in ahead)
+    output = next(node for node in captured.nodes if node.op == "output")
+    head = cut(captured, walk.values, output)
+    steps, head_inputs = _live(walk.steps, head.sources)
+    shapes = [walk.shape(source) for source in head.sources]
+    units, modules = _units(steps, head, head_inputs, shapes, gather)
+    return Traced(Graph(name, walk.picture, units, gather), modules)
 
 
-def _symbolic(model: nn.Module, name: str) -> fx.GraphModule:
+def _before_a_convolution(captured: Captured) -> set[fx.Node]:
+    """The operations that are a convolution or have one behind them."""
+    found: set[fx.Node] = set()
+    for node in reversed(captured.nodes):
+        own = node.op.startswith("call") and kind_of(captured.module, node) in CONVOLUTIONS
+        if own or any(user in found for user in node.users):
+            found.add(node)
+    return found
+
+
+def _visit(walk: _Walk, node: fx.Node, *, worth: bool) -> None:
+    """Give the node a value if it has one: a map by new steps, a moved map, a number.
+
+    ``worth`` says that a convolution follows, so that what the root alone can compute is handed on.
+    """
+    kind = kind_of(walk.captured.module, node)
+    kind = ALIASES.get(kind, kind)
     try:
-        return fx.symbolic_trace(model)
-    except Exception as error:
-        here = [f for f in traceback.extract_tb(error.__traceback__) if os.sep + "torch" + os.sep not in f.filename]
-        where = f" at {os.path.basename(here[-1].filename)}:{here[-1].lineno}" if len(here) > 1 else ""
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"model {name} cannot be traced{where}: {reason}") from None
+        if worth:
+            _hand_on(walk, node, kind)
+        args, kwargs = arguments_of(walk.captured.module, node)
+        if kind in PASSED_ON:
+            _refuse_noise(node, kind)
+            walk.values[node] = _value(walk, args[0])
+        elif kind in MOVES or kind == "builtins.getattr" or _only_numbers(walk, node):
+            walk.values[node] = _moved(walk, node, kind)
+        else:
+            name = _layer_name(node)
+            read = fx.node.map_arg((args, kwargs), lambda n: _operand(walk, n))
+            walk.values[node] = build(kind, walk.add, name, *read)
+    except CannotSplitError:
+        pass
 
 
-def _visit(walk: _Walk, module: fx.GraphModule, node: fx.Node) -> None:
-    """Add the node as a step, or mark it as work for the head."""
-    stuck = next((walk.blocked[n] for n in node.all_input_nodes if n in walk.blocked), None)
-    name = str(node.target) if node.op == "call_module" else node.name
-    sub = module.get_submodule(name) if node.op == "call_module" else None
-    if stuck is not None:
-        if isinstance(sub, WINDOWED) or node.target in WINDOWED_FUNCTIONS:
-            raise ModelError(f"model {walk.model}: cannot split {stuck}, and layer {name} follows it")
-        walk.blocked[node] = stuck
-        return
+def _layer_name(node: fx.Node) -> str:
+    """The module's name; for a function that of the module whose weights it reads, or its own."""
+    if node.op == "call_module":
+        return str(node.target)
+    keys = [str(arg.target) for arg in node.all_input_nodes if arg.op == "get_attr" and "." in str(arg.target)]
+    return keys[0].rpartition(".")[0] if keys else node.name
+
+
+def _refuse_noise(node: fx.Node, kind: str) -> None:
+    place = 3 if kind == STOCHASTIC_DEPTH else 2
+    trains = node.args[place] if len(node.args) > place else node.kwargs.get("training", node.kwargs.get("train", True))
+    random = "dropout" in kind or kind == STOCHASTIC_DEPTH
+    if random and node.op == "call_function" and trains is not False:
+        raise CannotSplitError("a dropout that is always on")
+
+
+def _value(walk: _Walk, node: Any) -> Any:
+    if not isinstance(node, fx.Node) or node not in walk.values:
+        raise CannotSplitError("an operation on what only the root has")
+    return walk.values[node]
+
+
+def _operand(walk: _Walk, node: fx.Node) -> Any:
+    """What a builder gets for a node: a Map, a Tensor, or a number."""
+    value = _value(walk, node)
+    if isinstance(value, Moved):
+        value = walk.values[node] = _picked(walk, value, node.name)
+    return value.value if isinstance(value, Known) else value
+
+
+def _only_numbers(walk: _Walk, node: fx.Node) -> bool:
+    """Whether it is arithmetic on sizes."""
+    sources = node.all_input_nodes
+    return bool(sources) and all(isinstance(walk.values.get(source), Known) for source in sources)
+
+
+def _moved(walk: _Walk, node: fx.Node, kind: str) -> Known | Moved | Map:
+    """What an operation that moves elements does, found by doing it to their numbers."""
+    sources: list[Map] = []
+
+    def numbers(source: fx.Node) -> Any:
+        value = _value(walk, source)
+        if isinstance(value, Known):
+            return value.value
+        if isinstance(value, Tensor):
+            raise CannotSplitError("moving the elements of a parameter")
+        sources.append(value if isinstance(value, Map) else value.source)
+        return _numbers(value) if isinstance(value, Map) else value.value
+
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), numbers)
+    asked = kind == "getattr" and args[1] not in ("shape", "ndim", "T", "mT")
+    if asked or (len({source.step for source in sources}) > 1 and kind not in ("expand_as", "view_as", "reshape_as")):
+        raise CannotSplitError(kind)
     try:
-        step = _step(walk, name, sub, node)
-    except CannotSplitError as reason:
-        walk.blocked[node] = f"layer {name} ({reason})"
-        return
-    if isinstance(step, _Step):
-        walk.steps.append(step)
-        for source in step.inputs:
-            if source != PICTURE:
-                walk.steps[source].readers += 1
-        walk.maps[node] = len(walk.steps) - 1
-    else:
-        walk.maps[node] = step
+        if node.op == "call_module":
+            result = walk.captured.module.get_submodule(str(node.target))(*args, **kwargs)
+        elif node.op == "call_method":
+            result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        else:
+            result = node.target(*args, **kwargs)  # type: ignore[operator]
+    except Exception as error:  # whatever it is, it is no move that can be followed
+        raise CannotSplitError(f"{kind}: {error}") from None
+    if isinstance(result, torch.Tensor):
+        moved = Moved(sources[0], result)
+        return _unchanged(moved) or moved
+    if isinstance(result, tuple | list) and any(isinstance(part, torch.Tensor) for part in result):
+        return Moved(sources[0], result)
+    return Known(result)
 
 
-def _step(walk: _Walk, name: str, sub: nn.Module | None, node: fx.Node) -> _Step | int:
-    """The step for a node, or the number of the step whose output it passes on unchanged."""
-    if node.target in ADDITIONS or node.target in CONCATENATIONS:
-        return _joined(walk, name, node)
-    if sub is None:
-        if node.target not in FUNCTIONS or node.args[:1] == () or node.args[0] not in walk.maps:
-            raise CannotSplitError(f"the operation {getattr(node.target, '__name__', node.target)}")
-        sub = module_of(node.target, node.args[1:], dict(node.kwargs))
-    if len(node.all_input_nodes) != 1:
-        raise CannotSplitError(type(sub).__name__)
-    source = walk.maps[node.all_input_nodes[0]]
-    layer = layer_of(name, sub, walk.shape(source))
-    return source if layer is None else _Step(layer, (source,))
+def _numbers(source: Map) -> torch.Tensor:
+    plain = numbered(source.shape)
+    return {"nchw": plain, "nhwc": plain.permute(0, 2, 3, 1), "nc": plain.flatten(1)}[source.order]
 
 
-def _joined(walk: _Walk, name: str, node: fx.Node) -> _Step:
-    """The step for an addition of two maps, or a concatenation of any number along the channels."""
-    parts: Any = node.args
-    plain = len(parts) == 2 and not node.kwargs
-    if node.target in CONCATENATIONS:
-        parts = node.args[0] if node.args else None
-        axis = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-        plain = isinstance(parts, list | tuple) and axis in (1, -3)
-    if not plain or not all(isinstance(part, fx.Node) and part in walk.maps for part in parts):
-        raise CannotSplitError(f"the operation {name}")
-    sources = tuple(walk.maps[part] for part in parts)
-    make = add_layer if node.target in ADDITIONS else concat_layer
-    return _Step(make(name, [walk.shape(source) for source in sources]), sources)
+_AS_MAP: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "nchw": lambda t: t,
+    "nhwc": lambda t: t.permute(0, 3, 1, 2) if t.dim() == 4 else t,
+    "nc": lambda t: t[:, :, None, None] if t.dim() == 2 else t,
+}
 
 
-def _cut_head(walk: _Walk, module: fx.GraphModule) -> tuple[fx.GraphModule, tuple[int, ...]]:
-    """The module of all blocked nodes and the output, and the steps whose maps are its arguments, in order."""
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    arguments: dict[int, fx.Node] = {}
-    output = next(node for node in module.graph.nodes if node.op == "output")
-    wanted = [node for node in module.graph.nodes if node in walk.blocked]
-    for node in [*wanted, output]:
-        for source in node.all_input_nodes:
-            if source in walk.maps and walk.maps[source] not in arguments:
-                arguments[walk.maps[source]] = graph.placeholder(f"map_{len(arguments)}")
-    for node in module.graph.nodes:
-        if node in walk.maps:
-            if walk.maps[node] in arguments:
-                copies[node] = arguments[walk.maps[node]]
-        elif node.op in ("get_attr", "output") or node in walk.blocked:
-            copies[node] = graph.node_copy(node, lambda n: copies[n])
-    for source in arguments:
-        if source != PICTURE:
-            walk.steps[source].readers += 1
-    return fx.GraphModule(module, graph).eval(), tuple(arguments)
+def _unchanged(moved: Moved) -> Map | None:
+    """The map itself, where nothing but the order of its axes has changed."""
+    for order, back in _AS_MAP.items():
+        if selection(back(moved.value), moved.source.shape) == (None, None, None):
+            return Map(moved.source.step, moved.source.shape, order)
+    return None
 
 
-def _units(walk: _Walk, head: fx.GraphModule, head_inputs: tuple[int, ...], gather: str) -> tuple[Unit, ...]:
+def _picked(walk: _Walk, moved: Moved, name: str) -> Map:
+    """The map made of some channels, rows and columns of another, as a step."""
+    if isinstance(moved.value, torch.Tensor):
+        for order, back in _AS_MAP.items():
+            tables = selection(back(moved.value), moved.source.shape)
+            if tables is not None:
+                made = resample(walk.add, name, Map(moved.source.step, moved.source.shape), tables)
+                return Map(made.step, made.shape, order)
+    raise CannotSplitError("elements in an order that is no map")
+
+
+def _hand_on(walk: _Walk, node: fx.Node, kind: str) -> None:
+    """Make what only the root can compute a unit of its own, where a convolution or a layer of two maps reads it."""
+    sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
+    has_map = any(isinstance(walk.values.get(source), Map | Moved) for source in sources)
+    for source in sources:
+        value = walk.values.get(source)
+        if isinstance(value, Moved) and kind in CONVOLUTIONS:
+            try:
+                _operand(walk, source)
+                continue
+            except CannotSplitError:
+                pass
+        if (value is None or (isinstance(value, Moved) and kind in CONVOLUTIONS)) and (kind in CONVOLUTIONS or has_map):
+            region = cut(walk.captured, walk.values, source, skip=source)
+            layer = whole_layer(source.name, region, [walk.shape(step) for step in region.sources])
+            if layer is not None:
+                walk.steps.append(_Step(layer, region.sources, region.module))
+                walk.values[source] = Map(len(walk.steps) - 1, layer.out_shape)
+
+
+def _live(steps: list[_Step], wanted: tuple[int, ...]) -> tuple[list[_Step], tuple[int, ...]]:
+    """The steps that something reads, renumbered."""
+    needed = set(wanted)
+    for i in reversed(range(len(steps))):
+        if i in needed:
+            needed.update(steps[i].inputs)
+    number = {old: new for new, old in enumerate(i for i in range(len(steps)) if i in needed)} | {PICTURE: PICTURE}
+    kept = [
+        _Step(steps[old].layer, tuple(number[i] for i in steps[old].inputs), steps[old].module)
+        for old in number
+        if old != PICTURE
+    ]
+    return kept, tuple(number[i] for i in wanted)
+
+
+def _joins(chain: Sequence[Layer], layer: Layer, gather: str, *, reads_picture: bool) -> bool:
+    """Whether a layer goes on with the unit of the layers before it: a unit has one convolution and what is cheap.
+
+    What needs the whole map, or makes it larger, comes after the exchange; what only moves elements is done by
+    whoever computes with them.
+    """
+    if layer.spans_map or chain[-1].opaque:
+        return False
+    has_kernels = any(before.has_kernels for before in chain)
+    if not has_kernels and (gather == "conv" or reads_picture or chain[0].kind in MOVERS):
+        return True
+    return gather == "pool" and not layer.has_kernels and _size(layer.out_shape) <= _size(layer.in_shapes[0])
+
+
+def _size(shape: Shape) -> int:
+    return shape[0] * shape[1] * shape[2]
+
+
+def _units(
+    steps: list[_Step], head: Region, head_inputs: tuple[int, ...], shapes: Sequence[Shape], gather: str
+) -> tuple[tuple[Unit, ...], dict[int, nn.Module]]:
     """Group the steps: a unit goes on as long as its output has one reader, and ends at ``gather``."""
+    read = [source for step in steps for source in step.inputs] + list(head_inputs)
     chains: list[list[int]] = []
     chain_of: dict[int, int] = {}
-    for i, step in enumerate(walk.steps):
+    for i, step in enumerate(steps):
         before = step.inputs[0]
         chain = chain_of.get(before, -1)
-        if len(step.inputs) == 1 and chain >= 0 and walk.steps[before].readers == 1 and chains[chain][-1] == before:
-            has_conv = any(walk.steps[j].layer.has_kernels for j in chains[chain])
-            reads_picture = walk.steps[chains[chain][0]].inputs == (PICTURE,)
-            takes_conv = not has_conv and (gather == "conv" or reads_picture)
-            joins = takes_conv or (gather == "pool" and not step.layer.has_kernels)
-        else:
-            joins = False
+        joins = False
+        if len(step.inputs) == 1 and chain >= 0 and read.count(before) == 1 and chains[chain][-1] == before:
+            layers = [steps[j].layer for j in chains[chain]]
+            joins = _joins(layers, step.layer, gather, reads_picture=steps[chains[chain][0]].inputs == (PICTURE,))
         if not joins:
             chains.append([])
             chain = len(chains) - 1
         chains[chain].append(i)
         chain_of[i] = chain
-    ends = {chain[-1]: unit for unit, chain in enumerate(chains)}
-    ends[PICTURE] = PICTURE
     tail: list[Layer] = []
     last = chains[-1] if chains else []
-    if gather == "conv" and head_inputs == tuple(last[-1:]) and not any(walk.steps[i].layer.has_kernels for i in last):
-        tail = [walk.steps[i].layer for i in last]
-        head_inputs = walk.steps[last[0]].inputs
+    plain = not any(steps[i].layer.has_kernels or steps[i].layer.spans_map for i in last)
+    if gather == "conv" and last and head_inputs == (last[-1],) and plain:
+        tail = [steps[i].layer for i in last]
+        head_inputs = steps[last[0]].inputs
         chains.pop()
-    names = _names([[walk.steps[i].layer for i in chain] for chain in chains])
+    ends = {chain[-1]: unit for unit, chain in enumerate(chains)} | {PICTURE: PICTURE}
+    names = _names([[steps[i].layer for i in chain] for chain in chains])
     units = [
-        Unit(name, tuple(walk.steps[i].layer for i in chain), tuple(ends[i] for i in walk.steps[chain[0]].inputs))
+        Unit(name, tuple(steps[i].layer for i in chain), tuple(ends[i] for i in steps[chain[0]].inputs))
         for name, chain in zip(names, chains, strict=True)
     ]
-    shapes = (tail[-1].out_shape,) if tail else tuple(walk.shape(i) for i in head_inputs)
-    layers = (*tail, _head_layer(head, shapes))
-    return (*units, Unit("head", layers, tuple(ends[i] for i in head_inputs)))
-
-
-def _head_layer(head: fx.GraphModule, shapes: tuple[Shape, ...]) -> Layer:
-    """The head as one opaque layer whose output is a single element on the root."""
-    tensors = [*head.named_parameters(), *head.named_buffers()]
-    params = tuple(Param("head", name, tuple(tensor.shape)) for name, tensor in tensors if tensor.is_floating_point())
-    calls = [head.get_submodule(str(node.target)) for node in head.graph.nodes if node.op == "call_module"]
-    flops = sum(2 * module.in_features * module.out_features for module in calls if isinstance(module, nn.Linear))
-    return Layer("head", "head", shapes, (1, 1, 1), params=params, options={"flops": flops})
+    modules = {u: module for u, chain in enumerate(chains) if (module := steps[chain[-1]].module) is not None}
+    modules[len(units)] = head.module
+    layer = head.layer("head", "head", (tail[-1].out_shape,) if tail else tuple(shapes), (1, 1, 1))
+    return (*units, Unit("head", (*tail, layer), tuple(ends[i] for i in head_inputs))), modules
 
 
 def _names(chains: Sequence[Sequence[Layer]]) -> list[str]:

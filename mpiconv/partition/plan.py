@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 FLOAT_BYTES = 4
 ROOT = 0
 PLAN_VERSION = 1
+ROOT_ALONE = "root"
+"""In place of a scheme's name for a unit that cannot be split: the root computes all of it."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Plan:
             if len(boxes) != self.ranks:
                 raise PlanError(f"unit {unit.name} has boxes for {len(boxes)} ranks, the plan is for {self.ranks}")
             for rank, box in enumerate(boxes):
+                if unit.opaque and box != (Box.whole(unit.out_shape) if rank == ROOT else Box()):
+                    raise PlanError(f"unit {unit.name} cannot be split: rank {ROOT} has to compute it all, not {box}")
                 if box not in Box.whole(unit.out_shape):
                     raise PlanError(f"the box {box} of rank {rank} leaves the map {unit.out_shape} of {unit.name}")
 
@@ -58,7 +62,7 @@ class Plan:
     @property
     def scheme(self) -> str:
         """The scheme's name, or ``mixed`` where the units have different ones."""
-        names = sorted(set(self.schemes))
+        names = sorted(set(self.schemes) - {ROOT_ALONE})
         return names[0] if len(names) == 1 else "mixed" if names else "single"
 
     @property
@@ -138,7 +142,7 @@ class Plan:
                 spans = [str(span) for span in box.spans] if box else ["-"] * 3
                 if u == len(self.boxes):
                     spans = ["all"] * 3
-                scheme = self.schemes[u] if u < len(self.schemes) else "root"
+                scheme = self.schemes[u] if u < len(self.schemes) else ROOT_ALONE
                 labels = (unit.name, scheme, self.pattern(u)) if rank == 0 else ("", "", "")
                 percent = f"{100 * self.flops(u, rank) / whole:.1f}"
                 rows.append((*labels, str(rank), *spans, f"{self.bytes_received(u, rank)}", percent))
@@ -255,6 +259,7 @@ def make_plan(
         graph = trace(model, picture, gather=gather).graph
     parts = normalised([1.0] * ranks if shares is None else shares, ranks)
     boxes = boxes_of(scheme, graph, parts)
-    plan = Plan(graph, (scheme,) * len(graph.body), tuple(parts), batch, tuple(tuple(row) for row in boxes))
+    schemes = tuple(ROOT_ALONE if unit.opaque else scheme for unit in graph.body)
+    plan = Plan(graph, schemes, tuple(parts), batch, tuple(tuple(row) for row in boxes))
     _ = plan.exchanges
     return plan

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mpiconv.nets.graph import Layer, Unit
 from mpiconv.partition.box import Box, Span
 
@@ -11,6 +13,27 @@ def window(span: Span, kernel: int, stride: int, padding: int, dilation: int) ->
     if not span:
         return Span()
     return Span(span.lo * stride - padding, (span.hi - 1) * stride - padding + dilation * (kernel - 1) + 1)
+
+
+def transposed_window(span: Span, kernel: int, stride: int, padding: int, dilation: int) -> Span:
+    """Input rows that a transposed convolution spreads over output rows ``span``, not clipped; may be empty."""
+    if not span:
+        return Span()
+    first = -((dilation * (kernel - 1) - padding - span.lo) // stride)
+    return Span(first, (span.hi - 1 + padding) // stride + 1)
+
+
+def binned(span: Span, length: int, bins: int) -> Span:
+    """Input rows in the bins ``span`` of an adaptive pooling of ``length`` rows into ``bins``; bins may overlap."""
+    if not span:
+        return Span()
+    return Span(span.lo * length // bins, -(-span.hi * length // bins))
+
+
+def listed(span: Span, index: Sequence[Sequence[int]]) -> Span:
+    """From the lowest to the highest row that output rows ``span`` read by a table; -1 in it stands for no row."""
+    read = [row for taps in index[span.lo : span.hi] for row in taps if row >= 0]
+    return Span(min(read), max(read) + 1) if read else Span(0, 1)
 
 
 def clip(span: Span, length: int) -> Span:
@@ -28,7 +51,7 @@ def grouped(span: Span, in_channels: int, out_channels: int, groups: int) -> Spa
 
 
 def reach(layer: Layer, box: Box) -> tuple[Span, Span]:
-    """Rows and columns that ``box`` of the layer's output reads, not clipped to the map."""
+    """Rows and columns that ``box`` of the layer's output reads by its window, not clipped to the map."""
     rows, columns = (
         window(span, k, s, p[0], d)
         for span, k, s, p, d in zip(
@@ -46,25 +69,54 @@ def needed(layer: Layer, box: Box) -> tuple[Box, ...]:
     """
     if not box:
         return tuple(Box() for _ in layer.in_shapes)
-    if layer.kind == "head":
+    if layer.opaque:
         return tuple(Box.whole(shape) for shape in layer.in_shapes)
-    rows, columns = reach(layer, box)
     boxes, before = [], 0
     for shape in layer.in_shapes:
-        if layer.kind == "concat":
-            channels = Span(box.channels.lo - before, box.channels.hi - before) & Span(0, shape[0])
-            before += shape[0]
-        else:
-            channels = grouped(box.channels, shape[0], layer.out_shape[0], layer.groups)
-        whole = Box.whole(shape)
-        boxes.append(
-            Box(
-                channels,
-                whole.rows if len(box.rows) == layer.out_shape[1] else clip(rows, shape[1]),
-                whole.columns if len(box.columns) == layer.out_shape[2] else clip(columns, shape[2]),
-            )
-        )
+        channels = _channels(layer, shape[0], before, box.channels)
+        rows, columns = (_along(layer, axis, shape[axis], box.spans[axis]) for axis in (1, 2))
+        boxes.append(Box(channels, rows, columns))
+        before += shape[0]
     return tuple(boxes)
+
+
+def _along(layer: Layer, axis: int, length: int, span: Span) -> Span:
+    """Rows (axis 1) or columns (2) of an input of that length for those of the output; clipped."""
+    whole, made = Span(0, length), layer.out_shape[axis]
+    if len(span) == made or layer.kind == "groupnorm":
+        return whole
+    if layer.kind in ("add", "binary") and length == 1:
+        return whole
+    at = axis - 1
+    k, s, p, d = layer.kernel[at], layer.stride[at], layer.padding[at][0], layer.dilation[at]
+    if layer.kind == "convtranspose":
+        return clip(transposed_window(span, k, s, p, d), length)
+    if layer.kind == "adaptive":
+        return binned(span, length, made)
+    if layer.kind == "resample":
+        table = layer.options["rows" if axis == 1 else "columns"]
+        return span if table is None else listed(span, table["index"])
+    if layer.kind == "pixelshuffle":
+        return Span(span.lo // s, (span.hi - 1) // s + 1)
+    return clip(window(span, k, s, p, d), length)
+
+
+def _channels(layer: Layer, count: int, before: int, span: Span) -> Span:
+    """Channels of an input that has so many, behind ``before`` others, for those of the output."""
+    if layer.kind == "concat":
+        return Span(span.lo - before, span.hi - before) & Span(0, count)
+    if layer.kind in ("add", "binary"):
+        return Span(0, 1) if count == 1 else span
+    if layer.kind == "lrn":
+        size = layer.options["size"]
+        return Span(span.lo - size // 2, span.hi + (size - 1) // 2) & Span(0, count)
+    if layer.kind == "resample":
+        table = layer.options["channels"]
+        return span if table is None else listed(span, table["index"])
+    if layer.kind == "pixelunshuffle":
+        factor = layer.stride[0] * layer.stride[1]
+        return Span(span.lo // factor, (span.hi - 1) // factor + 1)
+    return grouped(span, count, layer.out_shape[0], layer.groups)
 
 
 def layer_boxes(unit: Unit, box: Box) -> list[Box]:
@@ -88,7 +140,7 @@ def needs_of(unit: Unit, box: Box, source: int) -> list[Box]:
 def box_flops(unit: Unit, box: Box) -> int:
     """FLOPs to compute ``box`` of the unit's output for one picture (2 x multiply-adds, [KPM22] eq. (5), (6))."""
     return sum(
-        (layer.flops if layer.kind == "head" else layer.flops_per_element * part.size)
+        (layer.flops if layer.opaque else layer.flops_of(part.size))
         for layer, part in zip(unit.layers, layer_boxes(unit, box), strict=True)
         if part
     )

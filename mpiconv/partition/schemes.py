@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 
 from mpiconv.errors import UsageError
-from mpiconv.nets.graph import Graph, Unit
-from mpiconv.partition.box import Box, hull, split
+from mpiconv.nets.graph import MOVERS, PICTURE, Graph, Unit
+from mpiconv.partition.box import Box, Span, hull, split
 from mpiconv.partition.receptive import needs_of
 
 Boxes = list[list[Box]]
 Scheme = Callable[[Graph, Sequence[float]], Boxes]
+
+PIECES_EACH = 4
 
 SCHEMES: dict[str, Scheme] = {}
 
@@ -32,13 +34,47 @@ def boxes_of(name: str, graph: Graph, shares: Sequence[float]) -> Boxes:
         close = get_close_matches(name, SCHEMES, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise UsageError(f"unknown scheme {name!r}: choose from {', '.join(SCHEMES)}{hint}")
-    return SCHEMES[name](graph, shares)
+    boxes = SCHEMES[name](graph, shares)
+    for unit, row in zip(graph.body, boxes, strict=True):
+        if unit.opaque:
+            row[:] = [Box.whole(unit.out_shape), *(Box() for _ in shares[1:])]
+    return boxes
 
 
-def by_channels(unit: Unit, shares: Sequence[float], within: Box | None = None) -> list[Box]:
-    """A slice of the unit's channels for every rank."""
+def by_channels(unit: Unit, shares: Sequence[float], pieces: int = 0, within: Box | None = None) -> list[Box]:
+    """A slice of the unit's channels for every rank, each of so many equal pieces (0: channel by channel)."""
     whole = within or Box.whole(unit.out_shape)
-    return [Box(part, whole.rows, whole.columns) for part in split(unit.out_shape[0], shares)]
+    width = unit.out_shape[0] // pieces if pieces else 1
+    parts = split(unit.out_shape[0] // width, shares)
+    return [Box(Span(part.lo * width, part.hi * width), whole.rows, whole.columns) for part in parts]
+
+
+def lined_up(graph: Graph, shares: Sequence[float]) -> list[int]:
+    """In how many equal pieces to cut each unit's channels, so that grouped layers find their groups where they are.
+
+    Units between which channel groups stay what they are (a depthwise or grouped convolution and what feeds it, an
+    addition and its branches) are cut alike; not where that leaves a rank fewer than ``PIECES_EACH`` pieces on average.
+    """
+    body = graph.body
+    parent = list(range(len(body)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            i = parent[i]
+        return i
+
+    pieces = [unit.out_shape[0] for unit in body]
+    for i, unit in enumerate(body):
+        groups = math.gcd(*(layer.groups for layer in unit.layers[:-1]), unit.layers[-1].groups)
+        if groups == 1 or any(layer.kind in MOVERS for layer in unit.layers):
+            continue
+        for source in unit.inputs:
+            if source != PICTURE and not body[source].opaque and graph.shape_of(source)[0] % groups == 0:
+                a, b = root(source), root(i)
+                pieces[a] = math.gcd(pieces[a], pieces[b], groups)
+                parent[b] = a
+    enough = PIECES_EACH * sum(share > 0 for share in shares)
+    return [pieces[root(i)] if pieces[root(i)] >= enough else 0 for i in range(len(body))]
 
 
 def by_rows(unit: Unit, shares: Sequence[float]) -> list[Box]:
@@ -56,7 +92,7 @@ def single(graph: Graph, shares: Sequence[float]) -> Boxes:
 @scheme
 def kpm(graph: Graph, shares: Sequence[float]) -> Boxes:
     """Kernel partition [KPM22]: each rank computes its slice of every unit's output channels."""
-    return [by_channels(unit, shares) for unit in graph.body]
+    return [by_channels(unit, shares, pieces) for unit, pieces in zip(graph.body, lined_up(graph, shares), strict=True)]
 
 
 @scheme
@@ -80,7 +116,7 @@ def grid(graph: Graph, shares: Sequence[float]) -> Boxes:
         [
             box
             for band, team in zip(by_rows(unit, [sum(team) for team in teams]), teams, strict=True)
-            for box in (by_channels(unit, team, band) if band else [band] * across)
+            for box in (by_channels(unit, team, within=band) if band else [band] * across)
         ]
         for unit in graph.body
     ]
@@ -88,14 +124,18 @@ def grid(graph: Graph, shares: Sequence[float]) -> Boxes:
 
 @scheme
 def fused(graph: Graph, shares: Sequence[float]) -> Boxes:
-    """Bands of the last units' rows, and all that they need before: more to compute, nothing to exchange between."""
+    """Bands of the last units' rows, and all that they need before: more to compute, nothing to exchange between.
+
+    What needs a whole map (the head, a global pooling) gets it by an exchange, behind which it goes on so.
+    """
     body = graph.body
     boxes: Boxes = [[Box()] * len(shares) for _ in body]
     for i in reversed(range(len(body))):
         readers = graph.consumers(i)
-        last = by_rows(body[i], shares) if len(body) in readers else boxes[i]
+        barriers = [j for j in readers if graph.units[j].opaque or graph.units[j].layers[0].spans_map]
+        last = by_rows(body[i], shares) if barriers else boxes[i]
         needs = [
-            [need for j in readers if j < len(body) for need in needs_of(body[j], boxes[j][rank], i)]
+            [need for j in readers if j not in barriers for need in needs_of(graph.units[j], boxes[j][rank], i)]
             for rank in range(len(shares))
         ]
         boxes[i] = [hull([own, *rest]) for own, rest in zip(last, needs, strict=True)]

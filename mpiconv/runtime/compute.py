@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 from mpiconv.nets.graph import Layer, Pair, Unit
 from mpiconv.partition import Box, Span
 from mpiconv.partition.receptive import layer_boxes, needed, reach
-from mpiconv.runtime import onednn
+from mpiconv.runtime import onednn, operations
 
 Operation = Callable[..., torch.Tensor]
 Weights = Mapping[str, torch.Tensor]
@@ -38,7 +38,7 @@ class LocalUnit:
     padded
         Whether the first layer's input comes with its ``margin`` around it.
     packed
-        Reordered weights that several pieces of a box share, by where the plain ones lie.
+        Reordered weights that several pieces of a box share.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class LocalUnit:
         boxes = layer_boxes(unit, box)
         fuse = compute == "auto" and onednn.available()
         self.operations: list[Operation] = []
-        layers = list(zip(unit.layers, boxes, weights, strict=True))
+        layers = list(operations.folded(unit.layers, boxes, weights))
         while layers:
             first = not self.operations
             bare = padded and first
@@ -159,50 +159,29 @@ def build(layer: Layer, box: Box, weights: Weights, *, first: bool, bare: bool =
     if layer.kind == "concat":
         kept = [i for i, part in enumerate(inputs) if part]
         return lambda *maps: torch.cat([maps[i] for i in kept], 1)
-    raise ValueError(f"layer {layer.name} of kind {layer.kind} is none that a rank computes on a box")
+    return operations.build(layer, box, inputs, weights)
 
 
 def _fused(
     layers: Sequence[tuple[Layer, Box, Weights]], batch: int, packed: onednn.Packed | None, *, bare: bool
 ) -> tuple[Operation, int]:
-    """A convolution with the norm and activation right after it as one operation, and how many layers that were."""
+    """A convolution with the activation right after it as one operation, and how many layers that were."""
     layer, box, weights = layers[0]
-    weight, bias, used = weights["weight"], weights.get("bias"), 1
-    if used < len(layers) and layers[used][0].kind == "norm":
-        key = ("folded", weight.data_ptr(), len(weight))
-        folded = (packed or {}).get(key) or _folded(weight, bias, layers[used][0], layers[used][2])
-        if packed is not None:
-            packed[key] = folded
-        weight, bias = folded
-        used += 1
-    activation = onednn.NONE
-    if used < len(layers) and layers[used][0].kind == "activation":
-        options = layers[used][0].options
+    activation, used = onednn.NONE, 1
+    if len(layers) > 1 and layers[1][0].kind == "activation":
+        options = layers[1][0].options
         found = onednn.activation_of(options["module"], options["arguments"])
         if found is not None:
-            activation, used = found, used + 1
+            activation, used = found, 2
 
-    def prepacked(*arguments: Any) -> Operation:
+    def prepacked(*arguments: Any, key: tuple[object, ...]) -> Operation:
         kernels, shift, shape, stride, padding, dilation, groups = arguments
         return onednn.convolution(
-            kernels, shift, (batch, *shape), stride, padding, dilation, groups, activation, packed
+            kernels, shift, (batch, *shape), stride, padding, dilation, groups, activation, packed, key
         )
 
-    return _conv(layer, box, needed(layer, box)[0], weight, bias, prepacked, bare=bare), used
-
-
-def _folded(
-    weight: torch.Tensor, bias: torch.Tensor | None, norm: Layer, weights: Weights
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias of a convolution that does what it did with the batch norm after it."""
-    scale = (weights["running_var"] + norm.options["eps"]).rsqrt()
-    if "weight" in weights:
-        scale = scale * weights["weight"]
-    shift = -weights["running_mean"] if bias is None else bias - weights["running_mean"]
-    shift = shift * scale
-    if "bias" in weights:
-        shift = shift + weights["bias"]
-    return weight * scale[:, None, None, None], shift
+    held = needed(layer, box)[0]
+    return _conv(layer, box, held, weights["weight"], weights.get("bias"), prepacked, bare=bare), used
 
 
 def _sum(*maps: torch.Tensor) -> torch.Tensor:
@@ -241,6 +220,7 @@ def _eager_conv(
     padding: Pair,
     dilation: Pair,
     groups: int,
+    key: tuple[object, ...],  # noqa: ARG001 - as what makes the other kind
 ) -> Operation:
     return lambda x: F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
@@ -265,7 +245,8 @@ def _conv(
     for outs, ins, groups in _group_pieces(layer, box.channels):
         mine, shape = slice(outs.lo - start, outs.hi - start), (len(ins), *size)
         shift = None if bias is None else bias[mine]
-        call = make(kernels[mine], shift, shape, layer.stride, inside, layer.dilation, groups)
+        key = (layer.name, outs.lo, outs.hi)
+        call = make(kernels[mine], shift, shape, layer.stride, inside, layer.dilation, groups, key=key)
         calls.append((slice(ins.lo - first, ins.hi - first), call))
     if len(calls) == 1:
         only = calls[0][1]

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from mpiconv.errors import PlanError, UsageError
 from mpiconv.nets.graph import PICTURE, Unit
+from mpiconv.nets.layers import rows_of
 from mpiconv.partition import Box, Plan
 from mpiconv.partition.pieces import Pieces, pieces
 from mpiconv.partition.plan import FLOAT_BYTES, ROOT
@@ -22,6 +23,7 @@ from mpiconv.runtime.compute import LocalUnit, Paced, weights_of
 from mpiconv.runtime.exchange import Memory
 from mpiconv.runtime.frames import Compute, Slot, around_of
 from mpiconv.runtime.messages import bcast_json, on_root
+from mpiconv.runtime.operations import WholeUnit
 from mpiconv.runtime.progress import Progress
 from mpiconv.runtime.recording import Recorder
 from mpiconv.runtime.settings import Settings
@@ -259,7 +261,7 @@ def distribute(
     """
     settings = settings or Settings()
 
-    def check() -> tuple[dict[str, Any], nn.Module, dict[str, torch.Tensor]]:
+    def check() -> tuple[dict[str, Any], dict[int, nn.Module], dict[str, torch.Tensor]]:
         from mpiconv.nets.trace import trace
 
         if model is None or plan is None:
@@ -271,19 +273,19 @@ def distribute(
             raise PlanError(f"the plan was made for another network than {traced.graph.model}: make a new one")
         state = model.state_dict()
         check_state(plan.graph, state)
-        return plan.to_dict(), traced.head, state
+        return plan.to_dict(), traced.modules, state
 
     checked = on_root(comm, check)
-    data, head, state = checked if checked is not None else (None, None, {})
+    data, modules, state = checked if checked is not None else (None, {}, {})
     shared = Plan.from_dict(bcast_json(comm, data))
     settings = replace(Settings(**bcast_json(comm, asdict(settings))), pace=settings.pace)
     settings = replace(settings, wait=choose(settings.wait, comm))
     cuts = _cuts(shared, settings, comm)
-    computes, held = _computes(shared, cuts, settings, comm, state)
+    computes, held = _computes(shared, cuts, settings, comm, state, modules)
     last: Compute | None = None
-    if head is not None:
-        last = _whole_head(shared.graph.units[-1], head, state)
-        held += sum(FLOAT_BYTES * param.size for param in shared.graph.units[-1].params)
+    if modules:
+        last = _whole_head(shared.graph.units[-1], modules[len(computes)], state)
+        held += sum(FLOAT_BYTES * param.size for u in modules for param in shared.graph.units[u].params)
     computes.append([last if last is None or settings.pace == 1 else Paced(last, settings.pace)])
     memory, wire = Memory(channels_last=settings.compute == "auto"), WIRES[settings.wire]
     comms = [comm, *(comm.Dup() for _ in range(1, settings.in_flight))]
@@ -292,7 +294,12 @@ def distribute(
 
 
 def _computes(
-    plan: Plan, cuts: list[Pieces], settings: Settings, comm: MPI.Intracomm, state: Mapping[str, torch.Tensor]
+    plan: Plan,
+    cuts: list[Pieces],
+    settings: Settings,
+    comm: MPI.Intracomm,
+    state: Mapping[str, torch.Tensor],
+    modules: Mapping[int, nn.Module],
 ) -> tuple[list[list[Compute | None]], int]:
     """What this rank computes: for every unit of the body its pieces in order; and the B of weights that it took.
 
@@ -310,13 +317,21 @@ def _computes(
         for g in reversed(range(len(cuts[index]))):  # the largest piece packs the weights for all
             box = cuts[index][g][comm.rank]
             mine[g] = None
-            if box:
+            if box and unit.opaque:
+                mine[g] = WholeUnit(modules[index])
+            elif box:
                 parts = weights_of(unit, whole, weights, box)
                 bare = padded and not _holds(plan, cuts, unit, comm.rank)
-                local = LocalUnit(unit, box, parts, plan.batch, settings.compute, padded=bare, packed=packed)
-                mine[g] = local if settings.pace == 1 else Paced(local, settings.pace)
+                mine[g] = LocalUnit(unit, box, parts, plan.batch, settings.compute, padded=bare, packed=packed)
+            if box and settings.pace > 1:
+                mine[g] = Paced(_given(mine[g]), settings.pace)
         found.append([mine[g] for g in sorted(mine)])
     return found, held
+
+
+def _given(compute: Compute | None) -> Compute:
+    assert compute is not None  # noqa: S101 - the box is not empty
+    return compute
 
 
 def _holds(plan: Plan, cuts: list[Pieces], unit: Unit, rank: int) -> bool:
@@ -366,6 +381,6 @@ def _whole_head(unit: Unit, head: nn.Module, state: Mapping[str, torch.Tensor]) 
     rest = unit.layers[:-1]
     if not rest:
         return head
-    weights = [{param.role: state[param.key] for param in layer.params} for layer in rest]
+    weights = [{param.role: rows_of(param, state[param.key]) for param in layer.params} for layer in rest]
     before = LocalUnit(replace(unit, layers=rest), Box.whole(rest[-1].out_shape), weights)
     return lambda *maps: head(before(*maps))

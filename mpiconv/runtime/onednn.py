@@ -17,7 +17,7 @@ Activation = tuple[str, list[float], str]
 """oneDNN's name of an activation, its numbers, and which form of it."""
 
 Packed = dict[tuple[object, ...], Any]
-"""Reordered weights, by where the plain ones lie and how they are cut."""
+"""Reordered weights, by what they are called and how they are cut."""
 
 NONE: Activation = ("none", [], "")
 
@@ -51,10 +51,11 @@ def convolution(
     groups: int,
     activation: Activation = NONE,
     packed: Packed | None = None,
+    key: tuple[object, ...] = (),
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """The convolution of pictures of ``shape`` (N, C, H, W), which returns channels_last maps.
 
-    It keeps its own copy of the weights, in the order that suits the shape, or shares one in ``packed`` with others.
+    It keeps its own copy of the weights in the order that suits the shape, or shares one that ``packed`` has.
     """
     packed = {} if packed is None else packed
     name, numbers, form = activation
@@ -66,12 +67,12 @@ def convolution(
         count = min(width, len(weight) - start)
         more = width - count
         mine = weight.detach()[start : start + count]
-        key = mine.data_ptr(), width
-        if key not in packed:
+        label = (*key, start, width)
+        if label not in packed:
             kernels = F.pad(mine, (0, 0) * 3 + (0, more)) if more else mine.contiguous()
-            packed[key] = reorder(kernels.to_mkldnn(), paddings, strides, dilations, groups, list(shape))
+            packed[label] = reorder(kernels.to_mkldnn(), paddings, strides, dilations, groups, list(shape))
         shift = None if bias is None else F.pad(bias.detach()[start : start + count], (0, more))
-        pieces.append((packed[key], shift, count if more else None))
+        pieces.append((packed[label], shift, count if more else None))
         start += count
 
     def piece(x: torch.Tensor, kernels: torch.Tensor, shift: torch.Tensor | None, count: int | None) -> torch.Tensor:

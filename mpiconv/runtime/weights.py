@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mpiconv.errors import ModelError
+from mpiconv.nets.layers import rows_of
 from mpiconv.partition import Box, Span
 from mpiconv.partition.exchange import exchange
 from mpiconv.partition.plan import ROOT, Plan
@@ -29,9 +30,16 @@ def check_state(graph: Graph, state: Mapping[str, torch.Tensor]) -> None:
     for unit in graph.units:
         for param in unit.params:
             tensor = state.get(param.key)
-            if tensor is None or tuple(tensor.shape) != param.shape or tensor.dtype != torch.float32:
+            if tensor is None or not _fits(param, tensor) or tensor.dtype != torch.float32:
                 found = "none" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
                 raise ModelError(f"the plan wants {param.key} as float32 of shape {param.shape}, the model has {found}")
+
+
+def _fits(param: Param, tensor: torch.Tensor) -> bool:
+    try:
+        return param.groups > 0 or tuple(rows_of(param, tensor).shape) == param.shape
+    except (ValueError, RuntimeError):
+        return False
 
 
 class UnitWeights:
@@ -44,14 +52,16 @@ class UnitWeights:
     def __call__(self, index: int) -> LayerWeights:
         """For every layer of a unit of the body, this rank's slices of the tensors by role. Collective.
 
-        ``state`` counts on rank 0. A rank that computes nothing of the unit gets empty mappings.
+        ``state`` counts on rank 0. A rank that computes nothing of the unit gets empty mappings, and so does the
+        root for what it runs with the model's own modules.
         """
         unit = self.plan.graph.units[index]
         parts = [layer_boxes(unit, box) for box in self.plan.boxes[index]]
         mine = []
         for i, layer in enumerate(unit.layers):
+            params = () if layer.opaque else layer.params
             spans = [part[i].channels for part in parts]
-            tensors = {param.role: _slice(param, spans, self.state, self.comm, self.groups) for param in layer.params}
+            tensors = {param.role: _slice(param, spans, self.state, self.comm, self.groups) for param in params}
             mine.append({role: tensor for role, tensor in tensors.items() if tensor is not None})
         return mine
 
@@ -69,7 +79,9 @@ def _slice(
     owned = [whole if rank == ROOT else Box() for rank in range(len(spans))]
     needed = [Box(span, whole.rows, whole.columns) for span in spans]
     spread = exchange(owned, needed, f"weights {param.key}")
-    tensor = state[param.key].detach().contiguous().view(1, rows, 1, width) if comm.rank == ROOT else None
+    tensor = None
+    if comm.rank == ROOT:
+        tensor = rows_of(param, state[param.key].detach()).contiguous().view(1, rows, 1, width)
     got = Exchanger(spread, 1, comm, groups)(tensor)
     need = needed[comm.rank]
     if not need or got is None:
