@@ -6,6 +6,7 @@ directions, or of the whole medium. Nothing outside the lab's own namespaces is 
 
   python scripts/testbed.py up --devices 4 --rate 12.5      or: up hostfiles/labs/equal-4.toml
   python scripts/testbed.py run -- mpiconv doctor           mpirun over the devices, one rank each
+  python scripts/testbed.py run --hosts pi4,laptop -- ...   over these two, rank 0 on the first
   python scripts/testbed.py status
   python scripts/testbed.py down
 """
@@ -22,7 +23,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,6 +35,10 @@ else:
 
 STATE = Path("/run/mpiconv-testbed")
 LEAST_BYTES_PER_S = 20_000
+MOST_DEVICES = 253
+GRACE_S = 10
+LOSS_BASED = "for name in cubic reno; do echo $name > /proc/sys/net/ipv4/tcp_congestion_control && break; done"
+"""What boards use; a host's BBR takes the kernel's token bucket for a faster link and wastes more than half of it."""
 MEDIA = ("switch", "shared")
 ANSWER_S = 5
 ASK = """
@@ -78,15 +83,14 @@ class Lab:
     medium: str = "switch"
     rate_mb_per_s: float = 100.0
     dilation: float = 1.0
-    name: str = field(default="lab", compare=False)
 
     def check(self) -> None:
         """Raise LabError for what cannot be emulated."""
         names = [device.name for device in self.devices]
         if not names:
             raise LabError("a lab needs at least one [[device]]")
-        if len(names) > 253:
-            raise LabError(f"{len(names)} devices: a lab has addresses for 253")
+        if len(names) > MOST_DEVICES:
+            raise LabError(f"{len(names)} devices: a lab has addresses for {MOST_DEVICES}")
         for device in self.devices:
             if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", device.name) or names.count(device.name) > 1:
                 raise LabError(f"device name {device.name!r}: unique lower-case letters, digits and - are wanted")
@@ -108,6 +112,14 @@ class Lab:
         """The rate that tc is told, slowed by the dilation."""
         return (device.rate_mb_per_s or self.rate_mb_per_s) * 1e6 / self.dilation
 
+    def changed(self, rate_mb_per_s: float | None, medium: str | None, dilation: float | None) -> Lab:
+        """The lab with what is given instead of its own; a rate is then every link's."""
+        lab = self
+        if rate_mb_per_s is not None:
+            devices = tuple(replace(device, rate_mb_per_s=0.0) for device in self.devices)
+            lab = replace(lab, devices=devices, rate_mb_per_s=rate_mb_per_s)
+        return replace(lab, medium=medium or lab.medium, dilation=lab.dilation if dilation is None else dilation)
+
 
 def read_lab(path: str) -> Lab:
     """A lab from its TOML file; a wrong key is named with the nearest right one."""
@@ -121,11 +133,22 @@ def read_lab(path: str) -> Lab:
     fields = {"medium", "rate_mb_per_s", "dilation"}
     _known(path, data, fields)
     for table in tables:
-        _known(path, table, set(Device.__dataclass_fields__))
+        _known(path, table, {*Device.__dataclass_fields__, "count"})
     try:
-        return Lab(tuple(Device(**table) for table in tables), **data)
+        return Lab(tuple(device for table in tables for device in _devices(path, table)), **data)
     except TypeError as error:
         raise LabError(f"{path}: {error}") from None
+
+
+def _devices(path: str, table: dict[str, Any]) -> list[Device]:
+    """The devices of one table: with ``count = 3``, three whose names end in 1, 2 and 3."""
+    count = table.get("count")
+    device = Device(**{key: value for key, value in table.items() if key != "count"})
+    if count is None:
+        return [device]
+    if not isinstance(count, int) or not 1 <= count <= MOST_DEVICES:
+        raise LabError(f"{path}: count is {count!r}, a whole number from 1 to {MOST_DEVICES} is wanted")
+    return [replace(device, name=f"{device.name}{number}") for number in range(1, count + 1)]
 
 
 def _known(path: str, table: dict[str, Any], keys: set[str]) -> None:
@@ -221,6 +244,7 @@ class Testbed:
         command("ip", "-n", own, "link", "set", "eth0", "up")
         retries = f"echo {TCP_RETRIES} > /proc/sys/net/ipv4/tcp_retries2"
         command("nsenter", f"--net=/run/netns/{own}", "sh", "-c", retries)
+        command("nsenter", f"--net=/run/netns/{own}", "sh", "-c", LOSS_BASED, quiet=True)
         if lab.medium == "shared":
             command("tc", "-n", switch, "qdisc", "add", "dev", port, "ingress")
             everything = ["protocol", "all", "u32", "match", "u32", "0", "0"]
@@ -255,25 +279,35 @@ class Testbed:
                 command("ip", "netns", "del", namespace, quiet=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def run(self, words: list[str], ranks: int | None) -> int:
-        """Start a command by mpirun over the devices, from the first one on; its exit status.
+    def run(self, words: list[str], ranks: int | None, hosts: list[str] | None = None, timeout_s: float = 0) -> int:
+        """Start a command by mpirun over the devices, or over ``hosts`` in their order; its exit status.
 
         Raises LabError, naming it, for a device that does not answer, before or after.
         """
         state = self.state
         lab = state["lab"]
-        names = list(state["addresses"])
+        devices = {device["name"]: device for device in lab["devices"]}
+        names = hosts or list(devices)
+        for name in names:
+            if name not in devices or names.count(name) > 1:
+                problem = "is asked for twice" if name in devices else f"is none of {', '.join(devices)}"
+                raise LabError(f"--hosts: {name!r} {problem} (lab {self.name!r})")
         ranks = ranks or len(names)
         if not 1 <= ranks <= len(names):
-            raise LabError(f"{ranks} ranks: the lab {self.name!r} has {len(names)} devices, one rank each")
-        self._answers(names[:ranks])
+            whose = "--hosts names" if hosts else f"the lab {self.name!r} has"
+            raise LabError(f"{ranks} ranks: {whose} {len(names)} devices, one rank each")
+        names = names[:ranks]
+        self._answers(names)
+        hostfile = self.folder / f"hostfile-{os.getpid()}"
+        hostfile.write_text("".join(f"{name} slots=1\n" for name in names))
         environment = {
-            "MPICONV_PACE": ",".join(f"{device['pace'] * lab['dilation']:g}" for device in lab["devices"][:ranks]),
+            "MPICONV_PACE": ",".join(f"{devices[name]['pace'] * lab['dilation']:g}" for name in names),
             "MPICONV_DILATION": f"{lab['dilation']:g}",
+            "MPICONV_WAIT": os.environ.get("MPICONV_WAIT", "sleep"),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         }
         mpirun = [
-            "mpirun", "--hostfile", str(self.folder / "hostfile"), "-n", str(ranks),
+            "mpirun", "--hostfile", str(hostfile), "-n", str(ranks),
             "--map-by", "node", "--bind-to", "none",
             "--mca", "plm", "ssh", "--mca", "plm_ssh_agent", str(self.folder / "agent"),
             "--mca", "btl", "tcp,self", "--mca", "pml", "ob1", "--mca", "btl_tcp_if_include", state["network"],
@@ -285,9 +319,12 @@ class Testbed:
             mpirun += ["-x", f"{key}={value}"]
         inside = self.enter(names[0], shlex.join([*mpirun, *words]))
         as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-        status = subprocess.run(inside, check=False, env=os.environ | environment | as_root).returncode
+        try:
+            status = run_within(inside, os.environ | environment | as_root, timeout_s)
+        finally:
+            hostfile.unlink(missing_ok=True)
         if status == 0:
-            self._answers(names[:ranks])  # mpirun ends with 0 where it has lost a device
+            self._answers(names)  # mpirun ends with 0 where it has lost a device
         return status
 
     def enter(self, device: str, line: str) -> list[str]:
@@ -318,6 +355,22 @@ class Testbed:
                 f"{name:16} {state['addresses'][name]:15} {device['pace']:6g} {rate:8g} {received:14} {sent:14}"
             )
         return "\n".join(lines)
+
+
+def run_within(command_line: list[str], environment: dict[str, str], timeout_s: float) -> int:
+    """The exit status of a job; LabError for one that was ended because it took too long."""
+    with subprocess.Popen(command_line, env=environment) as job:
+        try:
+            return job.wait(timeout_s or None)
+        except subprocess.TimeoutExpired:
+            raise LabError(f"the job did not end within {timeout_s:g} s: it was ended") from None
+        finally:
+            if job.poll() is None:
+                job.terminate()  # mpirun passes it on to all ranks
+                try:
+                    job.wait(GRACE_S)
+                except subprocess.TimeoutExpired:
+                    job.kill()
 
 
 def link_bytes(namespace: str) -> tuple[int, int]:
@@ -359,16 +412,20 @@ def main() -> int:
     up = actions.add_parser("up", help="make the devices")
     up.add_argument("lab", nargs="?", metavar="LAB.toml", help="a description of a lab, as in hostfiles/labs")
     up.add_argument("--devices", type=int, metavar="N", help="N equal devices instead")
-    up.add_argument("--rate", type=float, default=100.0, metavar="MB/s", help="of every link (default: 100)")
-    up.add_argument("--medium", choices=MEDIA, default="switch", help="default: switch")
+    up.add_argument("--rate", type=float, metavar="MB/s", help="of every link (default: the LAB's, or 100)")
+    up.add_argument("--medium", choices=MEDIA, help="default: the LAB's, or switch")
     up.add_argument(
-        "--dilation", type=float, default=1.0, metavar="D", help="slow everything down D times (default: 1)"
+        "--dilation", type=float, metavar="D", help="slow everything down D times (default: the LAB's, or 1)"
     )
     up.add_argument(
         "--pace", type=float, default=1.0, metavar="P", help="devices P times slower than this core (default: 1)"
     )
     run = actions.add_parser("run", help="mpirun a command over the devices, one rank each")
     run.add_argument("-n", type=int, metavar="N", help="ranks (default: one on every device)")
+    run.add_argument(
+        "--hosts", type=lambda text: text.split(","), metavar="A,B,...", help="only over these, rank 0 on the first"
+    )
+    run.add_argument("--timeout", type=float, default=0, metavar="S", help="end it after so many s (default: never)")
     run.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
     actions.add_parser("status", help="the devices and their traffic so far")
     actions.add_parser("down", help="remove everything again")
@@ -384,14 +441,14 @@ def main() -> int:
             if bool(arguments.lab) == bool(arguments.devices):
                 end("up needs a LAB.toml or --devices N", 2)
             equal = tuple(Device(f"edge{i + 1}", arguments.pace) for i in range(arguments.devices or 0))
-            made = Lab(equal, arguments.medium, arguments.rate, arguments.dilation)
-            testbed.up(read_lab(arguments.lab) if arguments.lab else made)
+            lab = read_lab(arguments.lab) if arguments.lab else Lab(equal)
+            testbed.up(lab.changed(arguments.rate, arguments.medium, arguments.dilation))
             print(testbed.show())
         elif arguments.action == "run":
             words = arguments.words[1:] if arguments.words[:1] == ["--"] else arguments.words
             if not words:
                 end("run needs a command: run -- mpiconv run ...", 2)
-            return testbed.run(words, arguments.n)
+            return testbed.run(words, arguments.n, arguments.hosts, arguments.timeout)
         elif arguments.action == "status":
             print(testbed.show())
         else:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import sys
+import time
 
 import pytest
 
@@ -25,6 +26,43 @@ def test_labs_that_come_along_are_right():
         assert lab.devices
 
 
+def test_count_and_changes(tmp_path):
+    path = tmp_path / "lab.toml"
+    path.write_text("rate_mb_per_s = 5\n[[device]]\nname = 'edge'\ncount = 3\npace = 2\nrate_mb_per_s = 7\n")
+    lab = testbed.read_lab(str(path))
+    assert [(device.name, device.pace) for device in lab.devices] == [("edge1", 2), ("edge2", 2), ("edge3", 2)]
+    assert lab.changed(None, None, None) == lab
+    assert lab.link_bytes_per_s(lab.devices[0]) == 7e6
+    changed = lab.changed(10, "shared", 4)
+    assert (changed.medium, changed.dilation) == ("shared", 4)
+    assert changed.link_bytes_per_s(changed.devices[0]) == 2.5e6
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        pytest.param({"ranks": 4}, "4 ranks: the lab 'x' has 3 devices", id="ranks"),
+        pytest.param({"ranks": 3, "hosts": ["a", "b"]}, "3 ranks: --hosts names 2 devices", id="ranks-of-hosts"),
+        pytest.param({"ranks": None, "hosts": ["a", "pi"]}, "'pi' is none of a, b, c", id="unknown"),
+        pytest.param({"ranks": None, "hosts": ["a", "a"]}, "'a' is asked for twice", id="twice"),
+    ],
+)
+def test_runs_that_are_refused(words, error, tmp_path, monkeypatch):
+    monkeypatch.setattr(testbed, "STATE", tmp_path)
+    (tmp_path / "x").mkdir()
+    lab = {"devices": [{"name": name, "pace": 1} for name in "abc"], "dilation": 1}
+    (tmp_path / "x" / "state.json").write_text(json.dumps({"lab": lab, "addresses": dict.fromkeys("abc", "")}))
+    with pytest.raises(testbed.LabError, match=error):
+        testbed.Testbed("x").run(["true"], **words)
+
+
+def test_a_job_that_does_not_end():
+    begin = time.monotonic()
+    with pytest.raises(testbed.LabError, match=r"did not end within 0\.5 s"):
+        testbed.run_within([sys.executable, "-c", "import time; time.sleep(60)"], dict(os.environ), 0.5)
+    assert time.monotonic() - begin < 30
+
+
 @pytest.mark.parametrize(
     ("text", "word"),
     [
@@ -34,6 +72,8 @@ def test_labs_that_come_along_are_right():
         pytest.param("[[device]]\nname = 'a'\npace = '2'", "pace is '2', a number is wanted", id="text"),
         pytest.param("[[device", "is not TOML", id="toml"),
         pytest.param("", "at least one", id="empty"),
+        pytest.param("[[device]]\nname = 'a'\ncount = 1.5", "count is 1.5, a whole number", id="count"),
+        pytest.param("[[device]]\nname = 'a'\ncount = 254", "from 1 to 253", id="count-too-many"),
         pytest.param("[[device]]\nname = 'a'\n[[device]]\nname = 'a'", "device name 'a': unique", id="twice"),
         pytest.param("[[device]]\nname = 'A b'", "device name 'A b'", id="name"),
         pytest.param("[[device]]\nname = 'a'\npace = 0.5", "pace 0.5: this core cannot", id="pace"),
