@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from mpiconv.measure import open_results
 from mpiconv.study.sweep import is_done
-from tests.conftest import ROOT, execute
+from tests.conftest import ROOT, execute, mpiconv
 from tests.endless import REPEATS, EndlessSweep, wait_until
 
 CONF = os.environ.get("MPICONV_TEST_SLURM", "")
@@ -38,7 +39,7 @@ def tasks(job):
     return [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
 
 
-def wait_for(job, timeout_s=240):
+def wait_for(job, timeout_s=300):
     """The tasks of a job, when all are over."""
 
     def over():
@@ -63,7 +64,11 @@ def jobs(tmp_path_factory):
         command = ("sbatch", "--parsable", f"--output={folder}/%x-%A_%a.log", *options, SCRIPTS / script, *words)
         return slurm(*command, **environment)
 
-    limit = ("--job-name=limit", "--array=1", "--time=1", "--signal=B:USR1@10")
+    # SLURM looks at the time every 30 s, so the signal comes 10 to 40 s before the limit. By then two runs have to be
+    # through or measuring, beside the other jobs; on a machine that is busy now that takes another minute or more.
+    one_run_s = mpiconv(2, "run", "--model", "digits", "--repeats", REPEATS, "--quiet").seconds
+    minutes = math.ceil((40 + 5 * one_run_s) / 60)
+    limit = ("--job-name=limit", "--array=1", f"--time={minutes}", "--signal=B:USR1@10")
     made = {
         "limit": submit("sweep.sbatch", sweep.toml, "--out", sweep.out, options=limit),
         "run": submit("run.sbatch", "--model", "digits", "--check", "--repeats", 7, OUTPUT=str(folder / "run.h5")),
@@ -106,7 +111,7 @@ def test_array(jobs):
 @needs_slurm
 def test_a_time_limit_is_met_and_the_job_goes_on_later(jobs):
     made, folder, sweep = jobs
-    wait_until(sweep.result("wpm").exists, 150)
+    wait_until(sweep.result("wpm").exists, 600)
     early = open_results(sweep.result("wpm"))
     assert early.attrs["ended_early"] == "SIGUSR1", "it was not SLURM's signal that ended it"
     assert len(early.latency) == early.attrs["repeats"] > 0
