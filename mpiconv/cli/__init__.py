@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import mpiconv
 from mpiconv.errors import MpiconvError
+from mpiconv.runtime import openmpi
 
 COMMANDS = {
     "run": "infer over pictures, a folder or random input, split over the ranks (under mpirun)",
@@ -38,6 +39,7 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; on an error every rank of the job is ended."""
     words = list(sys.argv[1:] if argv is None else argv)
+    openmpi.configure()
     try:
         return _main(words)
     except SystemExit as stop:

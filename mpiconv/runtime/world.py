@@ -22,16 +22,6 @@ TAG = 6
 LAUNCHER_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
 LAUNCHER_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
 
-OPEN_MPI = {
-    "btl_tcp_flags": "1",
-    "coll_tuned_use_dynamic_rules": "1",
-    "coll_tuned_bcast_algorithm": "3",
-    "coll_tuned_bcast_algorithm_segmentsize": "32768",
-}
-"""What helps Open MPI over slow links: plain sends, since the requests of its PUT protocol queue behind data that goes
-the other way, and a broadcast handed on in pieces from rank to rank, since the root else sends all of it to every rank.
-AlexNet by kernels on 8 ranks over emulated links of 10 MB/s: 453 ms in place of 847 ms."""
-
 
 def join_world(*, same_version: bool = True) -> MPI.Intracomm:
     """The communicator of all ranks, once it is sure that they belong together. Collective.
@@ -42,8 +32,6 @@ def join_world(*, same_version: bool = True) -> MPI.Intracomm:
         The launcher started several processes that do not see each other, a rank does not answer within half a
         minute, or the ranks run different versions.
     """
-    for name, value in OPEN_MPI.items():
-        os.environ.setdefault(f"OMPI_MCA_{name}", value)  # read by MPI_Init; what the user says stays
     from mpi4py import MPI
 
     comm: MPI.Intracomm = MPI.COMM_WORLD
