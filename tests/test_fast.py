@@ -1,0 +1,218 @@
+"""What makes it fast and must change nothing: reordered weights, pieces, number formats, waiting, reading ahead."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 - its usual name
+
+from mpiconv.errors import UsageError
+from mpiconv.nets import trace
+from mpiconv.nets.pictures import ahead
+from mpiconv.partition import Box, make_plan
+from mpiconv.partition.box import union_size
+from mpiconv.partition.pieces import pieces
+from mpiconv.partition.receptive import layer_boxes
+from mpiconv.runtime import onednn
+from mpiconv.runtime.compute import LocalUnit, Paced
+from mpiconv.runtime.exchange import Memory, Parts
+from mpiconv.runtime.settings import Settings
+from mpiconv.runtime.wire import WIRES
+from mpiconv.study.benchmark import Benchmark, chart, is_benchmark, page, table, targets
+from tests.simulated import assert_close
+
+needs_onednn = pytest.mark.skipif(not onednn.available(), reason="this torch has no oneDNN with reordered weights")
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("ReLU", {}),
+        ("LeakyReLU", {"negative_slope": 0.3}),
+        ("Hardtanh", {"min_val": -0.5, "max_val": 0.4}),
+        ("ReLU6", {}),
+        ("GELU", {}),
+        ("GELU", {"approximate": "tanh"}),
+        ("Sigmoid", {}),
+        ("Tanh", {}),
+        ("SiLU", {}),
+        ("Hardswish", {}),
+    ],
+)
+def test_activations_in_the_convolution(module, arguments):
+    x, weight, bias = torch.randn(2, 6, 9, 7), 3 * torch.randn(8, 3, 3, 2), torch.randn(8)
+    fused = onednn.activation_of(module, arguments)
+    with torch.inference_mode():
+        mine = onednn.convolution(weight, bias, x.shape, (1, 2), (1, 0), (2, 1), 2, fused)(x)
+        wanted = getattr(nn, module)(**arguments)(F.conv2d(x, weight, bias, (1, 2), (1, 0), (2, 1), 2))
+    assert_close(mine, wanted)
+
+
+def test_an_activation_that_onednn_lacks_is_left_alone():
+    assert onednn.activation_of("ELU", {}) is None
+
+
+@needs_onednn
+@pytest.mark.parametrize("kernels", [1, 16, 33, 51, 64, 100])
+@pytest.mark.parametrize("channels", [3, 16, 512])
+def test_a_slice_of_kernels_gives_the_bits_of_the_whole(channels, kernels):
+    x, weight, bias = torch.randn(1, channels, 14, 14), torch.randn(128, channels, 3, 3), torch.randn(128)
+    with torch.inference_mode():
+        whole = onednn.convolution(weight, bias, x.shape, (1, 1), (1, 1), (1, 1), 1)(x)
+        part = onednn.convolution(weight[:kernels], bias[:kernels], x.shape, (1, 1), (1, 1), (1, 1), 1)(x)
+    assert part.shape[1] == kernels
+    assert torch.equal(whole[:, :kernels], part)
+
+
+@pytest.mark.parametrize("compute", ["eager", "auto"])
+def test_norm_and_activation_are_fused_without_a_trace(compute):
+    model = nn.Sequential(nn.Conv2d(3, 20, 3, 1, 1, bias=False), nn.BatchNorm2d(20), nn.ReLU(inplace=True)).eval()
+    norm = model[1]
+    norm.running_mean.uniform_(-1, 1)
+    norm.running_var.uniform_(0.2, 3)
+    nn.init.uniform_(norm.weight, 0.5, 2)
+    nn.init.uniform_(norm.bias, -1, 1)
+    unit, state = trace(model, (3, 8, 9)).graph.body[0], model.state_dict()
+    box = Box.whole(unit.out_shape)
+    weights = [{p.role: state[p.key] for p in layer.params} for layer in unit.layers]
+    images = torch.randn(2, 3, 8, 9)
+    with torch.inference_mode():
+        assert_close(LocalUnit(unit, box, weights, 2, compute)(images.clone()), model(images))
+
+
+PLANS = [
+    (scheme, ranks, model) for scheme in ("kpm", "wpm", "grid", "fused") for ranks in (2, 3, 5) for model in (0, 1)
+]
+
+
+@pytest.mark.parametrize(("scheme", "ranks", "which"), PLANS)
+def test_pieces_make_the_box_without_overlap_and_send_all(scheme, ranks, which):
+    wide = nn.Sequential(nn.Conv2d(3, 96, 5, 2), nn.ReLU(), nn.Conv2d(96, 160, 3, 1, 1), nn.Conv2d(160, 64, 3))
+    thin = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.MaxPool2d(3, 2), nn.Conv2d(8, 7, 7, 1, 3), nn.Conv2d(7, 3, 1))
+    plan = make_plan((wide, thin)[which], (1, 3, 40, 31), scheme, ranks)
+    for index, unit in enumerate(plan.graph.body):
+        spread = plan.exchanges[index]
+        cut = pieces(unit, spread)
+        for rank, own in enumerate(plan.boxes[index]):
+            mine = [piece[rank] for piece in cut if piece[rank]]
+            assert sum(box.size for box in mine) == union_size(mine) == own.size
+            assert all(box in own for box in mine)
+        parts = [spread.part(owned) for owned in cut]
+        assert sum(part.received(r) for part in parts for r in range(ranks)) == sum(map(spread.received, range(ranks)))
+
+
+def test_pieces_where_they_help():
+    model = nn.Sequential(nn.Conv2d(3, 64, 3, 1, 1), nn.Conv2d(64, 64, 3, 1, 1))
+    kernels = make_plan(model, (1, 3, 40, 40), "kpm", 2)
+    assert len(pieces(kernels.graph.body[0], kernels.exchanges[0])) == 2
+    bands = make_plan(model, (1, 3, 40, 40), "wpm", 2)
+    cut = pieces(bands.graph.body[0], bands.exchanges[0])
+    assert [str(piece[0].rows) for piece in cut] == ["0:0", "19:20", "0:19"], "the row that rank 1 needs comes first"
+    few = make_plan(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)), (1, 3, 9, 9), "kpm", 2)
+    assert len(pieces(few.graph.body[0], few.exchanges[0])) == 1
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("name", sorted(WIRES))
+def test_wire_formats(name, channels_last):
+    memory, wire = Memory(channels_last=channels_last), WIRES[name]
+    frame = Box.of([(0, 5), (2, 9), (0, 4)])
+    boxes = [[Box.of([(0, 2), (2, 9), (0, 4)])], [Box.of([(2, 5), (3, 5), (1, 4)]), Box.of([(4, 5), (8, 9), (0, 1)])]]
+    tensor = torch.randn(3, *frame.shape) * torch.tensor([1, 10, 1e3, 0, 1e-3]).view(1, 5, 1, 1)
+    sender, receiver = (Parts(frame, boxes, 3, memory, wire) for _ in range(2))
+    receiver.staging = torch.from_numpy(sender.pack(memory.stored(tensor)).copy())
+    got = memory.empty(3, frame).fill_(torch.nan)
+    receiver.in_place = False
+    receiver.unpack(memory.stored(got))
+    for box in (box for peer in boxes for box in peer):
+        where = (slice(None), *box.within(frame))
+        error = (got[where] - tensor[where]).abs().amax((0, 2, 3))
+        largest = tensor[where].abs().amax((0, 2, 3))
+        assert (error <= wire.tolerance * largest + 1e-9).all(), (name, error, largest)
+    if name != "float32":
+        assert sender.total < Parts(frame, boxes, 3, memory).total or name == "int8"
+
+
+def test_settings_are_checked():
+    for wrong in ({"compute": "fast"}, {"wire": "float8"}, {"wait": "nap"}, {"in_flight": 0}, {"pace": 0.5}):
+        with pytest.raises(UsageError):
+            Settings(**wrong)
+
+
+def test_pace_is_taken_from_undisturbed_runs():
+    calls = []
+    paced = Paced(lambda x: calls.append(x) or x, 5)
+    for i in range(5):
+        assert paced(i) == i
+    assert len(calls) == 5 + Paced.TRIED
+    assert paced.calls == 5 - Paced.TRIED
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3, 100])
+def test_reading_ahead(depth):
+    threads = set()
+
+    def load(index: int) -> torch.Tensor:
+        threads.add(threading.get_ident())
+        return torch.tensor(index)
+
+    assert [int(x) for x in ahead(load, 7, depth)] == list(range(7))
+    assert threading.get_ident() not in threads
+    assert list(ahead(load, 0, depth)) == []
+
+
+def test_help_needs_no_torch():
+    code = "import sys; from mpiconv.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_benchmark_file_table_and_page(tmp_path):
+    times = {"ONNX Runtime, 1 thread": [1.0, 1.1, 0.9], "mpiconv 1 rank": [1.0, 1.2], "mpiconv kpm, 2 ranks": [0.5]}
+    whole = {"mpiconv 1 rank": [1.5], "mpiconv wpm, 2 ranks": [1.1]}
+    result = Benchmark.of(
+        {
+            "vgg11, conv part": {"times": times, "overhead": {"mpiconv 1 rank": [1e-4, 3e-4, 1e-4]}},
+            "vgg11, whole": {"times": whole, "overhead": {}},
+        },
+        "a machine",
+    )
+    result.save(tmp_path / "b.h5")
+    assert is_benchmark(tmp_path / "b.h5")
+    again = Benchmark.load(tmp_path / "b.h5")
+    assert table(again) == table(result)
+    assert np.array_equal(again.times["vgg11, conv part"]["mpiconv 1 rank"], [1.0, 1.2])
+    found = {row[1]: row[2:] for row in targets(again)}
+    assert found["two ranks against ONNX Runtime, one thread (kpm, 2 ranks)"] == ("0.500", "0.540", "holds")
+    assert found["one rank against ONNX Runtime, one thread each (1 rank)"] == ("1.100", "1.050", "missed")
+    assert "| vgg11 | 1100.0 | 400.0 | 1.58 | 1.36 |" in page(again, "x.png")
+    chart(again, tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 10_000
+
+
+def test_layers_of_a_band_fit():
+    """A band whose first layer gets its padding with the buffer computes what one that pads itself does."""
+    from mpiconv.runtime.compute import margin
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 5, 1, 2), nn.ReLU()).eval()
+    unit, state = trace(model, (3, 12, 9)).graph.body[0], model.state_dict()
+    images = torch.randn(1, 3, 12, 9)
+    for rows in ((0, 4), (4, 9), (9, 12), (0, 12)):
+        box = Box.of([(0, 4), rows, (0, 9)])
+        weights = [{p.role: state[p.key] for p in layer.params} for layer in unit.layers]
+        assert layer_boxes(unit, box)[-1] == box
+        (above, below), _, value = margin(unit, box)
+        lo, hi = max(rows[0] - 2, 0), min(rows[1] + 2, 12)
+        held = images[:, :, lo:hi]
+        padded = F.pad(held, (0, 0, above, below), value=value)
+        with torch.inference_mode():
+            wanted = model(images)[:, :, rows[0] : rows[1]]
+            for compute in ("eager", "auto"):
+                assert_close(LocalUnit(unit, box, weights, 1, compute)(held), wanted)
+                assert_close(LocalUnit(unit, box, weights, 1, compute, padded=True)(padded), wanted)
