@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=ROUNDS,
         metavar="N",
-        help=f"rounds in which everything is measured once; medians are kept (default: {ROUNDS})",
+        help=f"rounds in which everything is measured once; medians of the faster half are kept (default: {ROUNDS})",
     )
     rounds.add_argument(
         "--quick",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpiconv.measure.estimate import fit_link, steady
+from mpiconv.measure.estimate import fit_link, undisturbed
 from mpiconv.runtime.messages import allgather_json
 from mpiconv.runtime.speed import wait_quietly
 
@@ -24,7 +24,7 @@ SIZES = (1, 1024, *(4**power for power in range(7, 12)))
 LONG_S = 0.05
 """No size is tried beyond the first that takes so much longer than the least: on a slow link that is enough."""
 
-SHORT_S = 0.005
+SHORT_S = 0.015
 """Shorter messages are repeated within a round for about so long; the fastest counts, as delays come from outside."""
 
 MOST_REPEATS = 32
@@ -110,7 +110,7 @@ class LinkProbe:
 
     def _fit(self, sizes: dict[int, list[float]]) -> tuple[float, float]:
         """The line through the times there; the acknowledgement's, half of what a smallest one takes, is taken off."""
-        times = {size: steady(rounds) / self.dilation for size, rounds in sizes.items()}
+        times = {size: undisturbed(rounds) / self.dilation for size, rounds in sizes.items()}
         back = times[SIZES[0]] / 2
         return fit_link({size: time - back for size, time in times.items()})
 
@@ -173,5 +173,5 @@ class MediumProbe:
         ratios = []
         rates = allgather_json(self.comm, self.rates)
         for alone, (source, _) in enumerate(self.pairs):
-            ratios.append(steady([row[2] / row[alone] for row in rates[source]]))
-        return min(ratios)
+            ratios.append(median([row[2] / row[alone] for row in rates[source]]))
+        return float(min(ratios))

@@ -27,8 +27,8 @@ def probe(
 ) -> Cluster:
     """Measure every rank and every link between two; all ranks return the same. Collective.
 
-    What disturbs a measurement on a shared machine comes and goes, so all is measured in every round, and a median over
-    the rounds is kept.
+    What disturbs a measurement on a shared machine comes and goes, so all is measured in every round, and the rounds
+    that were slower are left out.
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from mpiconv.measure.estimate import steady
+from mpiconv.measure.estimate import undisturbed
 from mpiconv.nets.trace import trace
 from mpiconv.partition import Box
 from mpiconv.runtime.compute import LocalUnit, Paced
@@ -114,7 +114,7 @@ class SpeedProbe:
         return work.weight_bytes / self._seconds(work)
 
     def _seconds(self, work: Work) -> float:
-        return steady(work.seconds) / self.dilation
+        return undisturbed(work.seconds) / self.dilation
 
 
 def settle_heap() -> None:
