@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from mpiconv.measure.estimate import fit_link, undisturbed
+from mpiconv.measure.estimate import fit_link, scatter, undisturbed
 from mpiconv.partition.cluster import UNIT_KINDS, Cluster
 from mpiconv.runtime.speed import CASES, make_work
 from tests.conftest import ROOT, execute, mpiconv
@@ -25,6 +25,15 @@ from tests.conftest import ROOT, execute, mpiconv
 )
 def test_disturbances_do_not_move_a_time(values, wanted):
     assert undisturbed(values) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [([1.0], 0), ([1.0, 1.0, 1.0], 0), ([1.0, 1.0, 1.5, 1.5, 1.6], 0.5)],
+    ids=["one", "quiet", "busy-more-than-half"],
+)
+def test_how_much_a_time_scatters(values, wanted):
+    assert scatter(values) == pytest.approx(wanted)
 
 
 SIZES = (1, 1024, 2**14, 2**16, 2**18, 2**20)

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from mpiconv.partition.cluster import Cluster
 from tests.conftest import ROOT, execute
 
 SCRIPT = ROOT / "scripts" / "testbed.py"
@@ -97,7 +98,7 @@ def lab(*words: object, timeout: float = 60):
     return execute([sys.executable, str(SCRIPT), "--name", "test", *map(str, words)], timeout=timeout)
 
 
-def test_a_real_lab():
+def test_a_real_lab(tmp_path):
     if not os.environ.get("MPICONV_TEST_LAB"):
         pytest.skip("the emulated lab was not tried: MPICONV_TEST_LAB=1 as root on Linux with tc does")
     assert "is not up" in lab("run", "--", "hostname").err
@@ -111,6 +112,13 @@ def test_a_real_lab():
         assert [rank["host"] for rank in found["ranks"]] == ["edge1", "edge2", "edge3"]
         rates = [rate for row in found["bytes_per_s"] for rate in row if rate is not None]
         assert all(11e6 <= rate <= 13e6 for rate in rates), rates
+        ended = lab(
+            "run", "--", sys.executable, "-m", "mpiconv", "probe", "--quick", "--out", tmp_path / "c.toml", timeout=180
+        )
+        assert ended.status == 0, ended.err
+        cluster = Cluster.load(tmp_path / "c.toml")
+        assert cluster.emulated
+        assert all(11e6 <= link.beta_bytes_per_s <= 13e6 for link in cluster.links), cluster.links
         before = testbed.link_bytes("mpiconv-test-edge2")
         words = ["run", "--model", "alexnet", "--check", "--json", "--repeats", 20, "--warmup", 0]
         ended = lab("run", "--", sys.executable, "-m", "mpiconv", *words, timeout=120)
@@ -121,6 +129,11 @@ def test_a_real_lab():
         weights = report["weight_bytes"][1]
         assert moved[0] == pytest.approx(20 * report["bytes_received"][1] + weights, rel=0.1)
         assert moved[1] == pytest.approx(20 * report["bytes_sent"][1], rel=0.1)
+        execute(["ip", "-n", "mpiconv-test-edge2", "link", "set", "eth0", "down"])
+        ended = lab("run", "--", "hostname")
+        assert ended.status == 1
+        assert "the device edge2" in ended.err
+        assert ended.seconds < 30
     finally:
         assert lab("down").status == 0
     assert "mpiconv-test-" not in execute(["ip", "netns", "list"]).out

@@ -26,9 +26,11 @@ def measure(arguments: argparse.Namespace) -> int:
     on_root(comm, lambda: check_writable(arguments.out))
     hidden = comm.rank > 0 or not on_terminal()
     with tqdm(total=arguments.repeats, desc="rounds", unit="", disable=hidden, file=sys.stderr) as bar:
-        cluster = probe(comm, arguments.repeats, pace, arguments.dilation, bar.update)
+        cluster, notes = probe(comm, arguments.repeats, pace, arguments.dilation, bar.update)
 
     def write() -> None:
+        for note in notes:
+            print(f"mpiconv: note: {note}", file=sys.stderr, flush=True)
         cluster.save(arguments.out)
         print(json.dumps(cluster.to_dict()) if arguments.json else f"{tables(cluster)}\ncluster  {arguments.out}")
         sys.stdout.flush()

@@ -14,6 +14,11 @@ def undisturbed(seconds: Sequence[float]) -> float:
     return median(sorted(seconds)[: (len(seconds) + 1) // 2])
 
 
+def scatter(seconds: Sequence[float]) -> float:
+    """By how much of itself a time is longer in the median than undisturbed: about 0 where nothing else runs."""
+    return median(seconds) / max(undisturbed(seconds), 1e-12) - 1
+
+
 def fit_link(seconds: Mapping[int, float]) -> tuple[float, float]:
     """Alpha (s) and beta (B/s) of ``t = alpha + bytes / beta`` from the time of a message of each of some sizes in B.
 

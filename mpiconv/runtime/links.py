@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpiconv.measure.estimate import fit_link, undisturbed
+from mpiconv.measure.estimate import fit_link, scatter, undisturbed
 from mpiconv.runtime.messages import allgather_json
 from mpiconv.runtime.speed import wait_quietly
 
@@ -27,7 +27,7 @@ LONG_S = 0.05
 SHORT_S = 0.015
 """Shorter messages are repeated within a round for about so long; the fastest counts, as delays come from outside."""
 
-MOST_REPEATS = 32
+LEAST_REPEATS, MOST_REPEATS = 4, 32
 TALK_S = 0.25
 SHARED_BELOW = 0.75
 
@@ -98,15 +98,21 @@ class LinkProbe:
                 return
 
     def _measure(self, target: int) -> None:
+        largest = max(self.seconds[target])
         for size, rounds in self.seconds[target].items():
+            least = 1 if size == largest else LEAST_REPEATS
             times: list[float] = []
-            while not times or (sum(times) < SHORT_S and len(times) < MOST_REPEATS):
+            while len(times) < least or (sum(times) < SHORT_S and len(times) < MOST_REPEATS):
                 times.append(send_timed(self.comm, target, size))
             rounds.append(min(times))
 
     def fits(self) -> dict[int, tuple[float, float]]:
         """Alpha in s and beta in B/s of this rank's link to every other, of the lab where time is dilated."""
         return {target: self._fit(sizes) for target, sizes in self.seconds.items()}
+
+    def scatter(self) -> float:
+        """By how much of itself the time of the longest messages scatters, on the worst of this rank's links."""
+        return max((scatter(sizes[max(sizes)]) for sizes in self.seconds.values()), default=0.0)
 
     def _fit(self, sizes: dict[int, list[float]]) -> tuple[float, float]:
         """The line through the times there; the acknowledgement's, half of what a smallest one takes, is taken off."""

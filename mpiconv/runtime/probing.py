@@ -14,6 +14,8 @@ from mpiconv.runtime.links import SHARED_BELOW, LinkProbe, MediumProbe
 from mpiconv.runtime.messages import allgather_json
 from mpiconv.runtime.speed import SpeedProbe
 
+TOLERANCE = 0.1
+
 if TYPE_CHECKING:
     from mpi4py import MPI
 
@@ -24,8 +26,10 @@ def probe(
     pace: float = 1.0,
     dilation: float = 1.0,
     progress: Callable[[], object] = lambda: None,
-) -> Cluster:
+) -> tuple[Cluster, list[str]]:
     """Measure every rank and every link between two; all ranks return the same. Collective.
+
+    Returns the cluster, and what should be known of how well it was measured: a sentence for every rank that was busy.
 
     What disturbs a measurement on a shared machine comes and goes, so all is measured in every round, and the rounds
     that were slower are left out.
@@ -64,14 +68,16 @@ def probe(
         shorter(speed.weight_bytes_per_s()),
         pace,
     )
-    everyone = allgather_json(comm, [vars(device), [(target, *fit) for target, fit in links.fits().items()]])
+    fits = [(target, *fit) for target, fit in links.fits().items()]
+    everyone = allgather_json(comm, [vars(device), fits, speed.scatter(), links.scatter()])
+    notes = [note for rank, (*_, speeds, rates) in enumerate(everyone) for note in _doubts(rank, speeds, rates)]
     ratio = medium.ratio()
     cluster = Cluster(
-        devices=tuple(Device(**own) for own, _ in everyone),
+        devices=tuple(Device(**own) for own, *_ in everyone),
         links=tuple(
             Link(source, target, shorter(alpha), shorter(beta))
-            for source, (_, fits) in enumerate(everyone)
-            for target, alpha, beta in fits
+            for source, (_, found, *_) in enumerate(everyone)
+            for target, alpha, beta in found
         ),
         emulated=dilation > 1 or any(rank["pace"] > 1 for rank in about) or _one_machine(about),
         dilation=dilation,
@@ -79,8 +85,20 @@ def probe(
         creator=f"mpiconv {mpiconv.__version__}",
     )
     if ratio is None:
-        return replace(cluster, medium_reason=medium.unknown)
-    return replace(cluster, medium="shared" if ratio < SHARED_BELOW else "switch", medium_ratio=shorter(ratio))
+        return replace(cluster, medium_reason=medium.unknown), notes
+    kind = "shared" if ratio < SHARED_BELOW else "switch"
+    return replace(cluster, medium=kind, medium_ratio=shorter(ratio)), notes
+
+
+def _doubts(rank: int, speeds: float, rates: float) -> list[str]:
+    """What to say where the rounds differ by more than the 10 % that the numbers are meant to be good for."""
+    found = (("speed", speeds), ("links", rates))
+    return [
+        f"the {what} of rank {rank} scattered by {100 * value:.0f} % between rounds: "
+        "probe again when nothing else runs there"
+        for what, value in found
+        if value > TOLERANCE
+    ]
 
 
 def shorter(value: float) -> float:

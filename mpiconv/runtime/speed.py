@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from mpiconv.measure.estimate import undisturbed
+from mpiconv.measure.estimate import scatter, undisturbed
 from mpiconv.nets.trace import trace
 from mpiconv.partition import Box
 from mpiconv.runtime.compute import LocalUnit, Paced
@@ -112,6 +112,10 @@ class SpeedProbe:
         """B of weights that the linear layer gets through per s."""
         work = self.works["linear"]
         return work.weight_bytes / self._seconds(work)
+
+    def scatter(self) -> float:
+        """By how much of itself the time of a kind scatters, of the kind where it is most."""
+        return max(scatter(work.seconds) for work in self.works.values())
 
     def _seconds(self, work: Work) -> float:
         return undisturbed(work.seconds) / self.dilation
