@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 TIMEOUT = timedelta(minutes=30)
 TRY_S = 3.0
+LOST_S = 3.0
+"""What a rank that loses another waits: that one has most likely failed, says why, and ends the job."""
+
 LOOPBACK = "127.0.0.1"
 INTERFACE = "GLOO_SOCKET_IFNAME"
 SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
@@ -48,6 +52,11 @@ def process_group(comm: MPI.Intracomm) -> Iterator[None]:
         dist.init_process_group("gloo", store=_meet(comm), rank=comm.rank, world_size=comm.size, timeout=TIMEOUT)
     try:
         yield
+    except RuntimeError as error:
+        if "peer" not in str(error) and "gloo" not in str(error):
+            raise
+        time.sleep(LOST_S)
+        raise MpiconvError(f"rank {comm.rank} lost another rank: {' '.join(str(error).split())}") from None
     finally:
         dist.destroy_process_group()
 
