@@ -43,17 +43,7 @@ IDENTITIES = (
 )
 
 STOCHASTIC_DEPTH = "torchvision.ops.stochastic_depth.stochastic_depth"
-PASSED_ON = (
-    STOCHASTIC_DEPTH,
-    "dropout",
-    "dropout2d",
-    "alpha_dropout",
-    "feature_dropout",
-    "detach",
-    "clone",
-    "contiguous",
-    "identity",
-)
+PASSED_ON = (STOCHASTIC_DEPTH, "dropout", "dropout2d", "alpha_dropout", "feature_dropout", "detach", "identity")
 """Operations that leave the map as it is in evaluation."""
 
 MOVES = (
@@ -82,7 +72,7 @@ MOVES = (
         "getitem",
     ),
     *("index_select", "flip", "roll", "expand", "expand_as", "view_as", "reshape_as", "channel_shuffle", "size"),
-    *("sym_size", "dim", "numel"),
+    *("sym_size", "dim", "numel", "contiguous", "clone"),
 )
 """Operations that only move elements, or ask for sizes: what they do is seen by doing it to the elements' numbers."""
 

@@ -17,8 +17,9 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from mpiconv.errors import ModelError
-from mpiconv.nets.calls import IDENTITIES, MOVES, PASSED_ON, is_inplace, kind_of
+from mpiconv.nets.calls import MOVES, PASSED_ON, is_inplace, kind_of
 
+NO_VIEWS = ("size", "sym_size", "dim", "numel", "clone")
 DISJOINT = ("chunk", "split", "split_with_sizes", "tensor_split", "unbind")
 
 
@@ -106,13 +107,13 @@ def _read_what_was_written(module: fx.GraphModule, name: str) -> None:
         source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
         kind = kind_of(module, node) if node.op.startswith("call") else ""
         written = source is not None and is_inplace(module, node)
-        passed = (kind in PASSED_ON and kind != "clone") or (node.op == "call_module" and _is_identity(module, node))
+        passed = kind in (*PASSED_ON, "contiguous")
         if source is not None and (written or passed):
             same[node] = same.get(source, [source])
             same[node].append(node)
             same.setdefault(source, same[node])
             parts[node] = parts.setdefault(source, [])
-        elif source is not None and kind in MOVES and kind not in ("size", "sym_size", "dim", "numel"):
+        elif source is not None and kind in MOVES and kind not in NO_VIEWS:
             parts[node] = [] if source in cut_apart else parts.setdefault(source, [])
             parts[node].append(node)
             if kind in DISJOINT:
@@ -127,10 +128,6 @@ def _read_what_was_written(module: fx.GraphModule, name: str) -> None:
         if others or (source in parts[node] and _owner_is_read(source, later)):
             raise ModelError(f"model {name}: {node.name} writes in place over a part of a map that is read later")
     module.recompile()
-
-
-def _is_identity(module: fx.GraphModule, node: fx.Node) -> bool:
-    return isinstance(module.get_submodule(str(node.target)), IDENTITIES)
 
 
 def _owner_is_read(view: fx.Node | None, later: set[fx.Node]) -> bool:

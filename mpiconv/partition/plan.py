@@ -13,7 +13,7 @@ from mpiconv.errors import PlanError, UsageError
 from mpiconv.nets.graph import PICTURE, Graph
 from mpiconv.partition.box import Box, hull, normalised
 from mpiconv.partition.exchange import Exchange, exchange
-from mpiconv.partition.receptive import box_flops, box_weights, needs_of
+from mpiconv.partition.receptive import box_flops, box_weights, unit_needs
 from mpiconv.partition.schemes import boxes_of
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class Plan:
         """The exchange of every map that is read, by the unit that made it (``PICTURE`` for the picture)."""
         picture = Box.whole(self.graph.input_shape)
         found = {}
+        needs = [[unit_needs(unit, box) for box in row] for unit, row in zip(self.graph.units, self.owned, strict=True)]
         for i in range(PICTURE, len(self.graph.body)):
             readers = self.graph.consumers(i)
             if not readers:
@@ -89,7 +90,12 @@ class Plan:
                 self.owned[i] if i != PICTURE else [picture if rank == ROOT else Box() for rank in range(self.ranks)]
             )
             needed = [
-                hull(need for j in readers for need in needs_of(self.graph.units[j], self.owned[j][rank], i))
+                hull(
+                    need
+                    for j in readers
+                    for source, need in zip(self.graph.units[j].inputs, needs[j][rank], strict=True)
+                    if source == i
+                )
                 for rank in range(self.ranks)
             ]
             found[i] = exchange(owned, needed, "the picture" if i == PICTURE else f"unit {self.graph.units[i].name}")
