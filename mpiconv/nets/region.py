@@ -12,7 +12,7 @@ from torch import fx, nn
 from mpiconv.nets.calls import ACTIVATIONS, PASSED_ON, is_inplace, kind_of
 from mpiconv.nets.graph import Layer, Param, Shape
 from mpiconv.nets.layers import Map
-from mpiconv.nets.tracers import Captured, packed_output
+from mpiconv.nets.tracers import Captured, packed_output, quiet
 
 CHEAP = {*ACTIVATIONS, *PASSED_ON, "flatten", "softmax", "log_softmax"}
 """Without FLOPs, and nothing that would let a fully connected layer run several times a picture."""
@@ -59,7 +59,7 @@ class Region:
 
         counter = FlopCounterMode(display=False)
         try:
-            with FakeTensorMode(allow_non_fake_inputs=True), counter, torch.inference_mode():
+            with quiet(), FakeTensorMode(allow_non_fake_inputs=True), counter, torch.inference_mode():
                 output = self.module(*(torch.empty(PROBED, *shape) for shape in shapes))
         except Exception:  # what depends on data has no shape before it is run
             return None, self._linear_flops()

@@ -15,10 +15,13 @@ import torch
 from torch import nn
 
 from mpiconv.errors import ModelError, UsageError
-from mpiconv.nets import alexnet, vgg
+from mpiconv.nets import alexnet, resnet, vgg
 from mpiconv.nets.digits import Digits
 from mpiconv.nets.graph import Shape
 from mpiconv.nets.metadata import check_model, trained_info
+from mpiconv.nets.mobilenet import MobileNetV2
+from mpiconv.nets.squeezenet import SqueezeNet
+from mpiconv.nets.torchvision_models import PREFIX, torchvision_builder
 from mpiconv.nets.weights import assign_weights, read_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -47,11 +50,20 @@ class Info:
 
 @dataclass(frozen=True)
 class Entry:
-    """One named model: how it is built for a number of classes, and the weights that come with the package."""
+    """One named model: how it is built for a number of classes, and the weights that come with the package.
+
+    ``draws`` says that building draws the weights and makes constants, so that it cannot be done without memory.
+    """
 
     build: Callable[[int], nn.Module]
     info: Info
     weights: str = ""
+    draws: bool = False
+
+    def empty(self, num_classes: int) -> nn.Module:
+        """The model with weights that are still to be put into it."""
+        with torch.device("cpu" if self.draws else "meta"):
+            return self.build(num_classes)
 
 
 def _entry(name: str, build: Callable[[int], nn.Module], shape: Shape) -> tuple[str, Entry]:
@@ -63,6 +75,10 @@ REGISTRY: dict[str, Entry] = dict(
         _entry("alexnet", alexnet.AlexNet, (3, 227, 227)),
         _entry("alexnet-torchvision", partial(alexnet.AlexNet, table=alexnet.TORCHVISION), (3, 224, 224)),
         *(_entry(name, partial(vgg.VGG, stages), (3, 227, 227)) for name, stages in vgg.STAGES.items()),
+        *(_entry(f"{name}_bn", partial(vgg.VGG, s, norm=True), (3, 224, 224)) for name, s in vgg.STAGES.items()),
+        *(_entry(name, partial(resnet.ResNet, *depth), (3, 224, 224)) for name, depth in resnet.DEPTHS.items()),
+        _entry("mobilenet_v2", MobileNetV2, (3, 224, 224)),
+        _entry("squeezenet1_1", SqueezeNet, (3, 224, 224)),
     ]
 )
 REGISTRY["digits"] = Entry(Digits, Info("digits", (1, 32, 32), (0.3,), (0.4,)), "digits.safetensors")
@@ -81,7 +97,8 @@ def load_model(
     Parameters
     ----------
     name
-        A key of ``REGISTRY``, or ``package.module:callable`` for your own (called without arguments).
+        A key of ``REGISTRY``, ``torchvision:NAME`` for a classification model of torchvision where that is installed,
+        or ``package.module:callable`` for your own (called without arguments).
     weights
         A .pth or .safetensors file; None takes the weights that come with the package, or else random ones.
     num_classes
@@ -103,19 +120,21 @@ def load_model(
     ModelError
         The weights cannot be read or have another shape; the parameter and both shapes are named.
     """
-    if ":" in name:
+    entry = _find(name)
+    if entry is None:
         return _load_own(name, weights, seed)
-    if name not in REGISTRY:
-        close = get_close_matches(name, REGISTRY, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise UsageError(f"unknown model {name!r}: choose from {', '.join(REGISTRY)} or package.module:callable{hint}")
-    entry = REGISTRY[name]
     if weights is None and pretrained and entry.weights and num_classes in (None, 10):
         weights = Path(__file__).with_name("pretrained") / entry.weights
     if weights is None:
-        with torch.device("meta"):
-            model = entry.build(10 if num_classes is None else num_classes)
-        randomise(model.to_empty(device="cpu"), seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = entry.empty(10 if num_classes is None else num_classes)
+        if not entry.draws:
+            model.to_empty(device="cpu")
+            for module in model.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.reset_parameters()
+            randomise(model, seed)
         return _finish(model, entry.info)
     state, metadata = read_weights(weights)
     check_model(metadata, name, REGISTRY, weights)
@@ -123,12 +142,27 @@ def load_model(
     if num_classes is None and info.labels:
         num_classes = len(info.labels)
     if num_classes is None:
-        matrices = [tensor for tensor in state.values() if tensor.dim() == 2]
-        num_classes = len(matrices[-1]) if matrices else 10
-    with torch.device("meta"):
-        model = entry.build(num_classes)
+        kernels = [tensor for tensor in state.values() if tensor.dim() >= 2]
+        num_classes = len(kernels[-1]) if kernels else 10
+    model = entry.empty(num_classes)
     assign_weights(model, state, str(weights))
     return _finish(model, info)
+
+
+def _find(name: str) -> Entry | None:
+    """The entry of a named model; None for the user's own."""
+    if name.startswith(PREFIX):
+        build, size = torchvision_builder(name.removeprefix(PREFIX))
+        return Entry(build, Info(name, (3, size, size)), draws=True)
+    if ":" in name:
+        return None
+    if name not in REGISTRY:
+        close = get_close_matches(name, REGISTRY, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise UsageError(
+            f"unknown model {name!r}: choose from {', '.join(REGISTRY)}, {PREFIX}NAME or package.module:callable{hint}"
+        )
+    return REGISTRY[name]
 
 
 def randomise(model: nn.Module, seed: int) -> None:

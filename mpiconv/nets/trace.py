@@ -116,7 +116,7 @@ def trace(model: nn.Module, picture: Sequence[int], gather: str = "pool") -> Tra
     tensors = model.state_dict(keep_vars=True)
     ahead = _before_a_convolution(captured)
     for node in captured.nodes:
-        if node.op == "placeholder" and not walk.values:
+        if node.op == "placeholder" and Map(PICTURE, walk.picture) not in walk.values.values():
             walk.values[node] = Map(PICTURE, walk.picture)
         elif node.op == "get_attr" and str(node.target) in tensors:
             walk.values[node] = Tensor(str(node.target), tuple(tensors[str(node.target)].shape))

@@ -57,7 +57,7 @@ def _exported(model: nn.Module, picture: Sequence[int], name: str, first: Except
     device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
     example = torch.zeros(2, *picture, device=device)
     try:
-        with _quiet():
+        with quiet():
             batch = ({0: torch.export.Dim.DYNAMIC},)
             program = torch.export.export(model, (example,), dynamic_shapes=batch, strict=False)
             unguarded = (
@@ -81,8 +81,8 @@ def _line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torch.export tells on stderr: an error of this program is one line."""
+def quiet() -> Iterator[None]:
+    """Without what torch.export and fake tensors tell on stderr: an error of this program is one line."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

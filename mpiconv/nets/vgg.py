@@ -1,4 +1,4 @@
-"""VGG 11, 13, 16 and 19 (Simonyan and Zisserman's configurations A, B, D and E), with torchvision's parameter names."""
+"""VGG 11, 13, 16 and 19 (Simonyan and Zisserman's configurations A, B, D and E), torchvision's parameter names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KERNELS = (64, 128, 256, 512, 512)
 
 
 class VGG(nn.Module):
-    """8 to 16 convolutions of 3x3 and three FC layers.
+    """8 to 16 convolutions of 3x3, with or without BatchNorm, and three FC layers.
 
     Parameters
     ----------
@@ -24,15 +24,19 @@ class VGG(nn.Module):
         Convolutions in each of the five stages, a value of ``STAGES``.
     num_classes
         Outputs of the last FC layer.
+    norm
+        Whether a BatchNorm follows every convolution.
     """
 
-    def __init__(self, stages: tuple[int, ...], num_classes: int = 10) -> None:
+    def __init__(self, stages: tuple[int, ...], num_classes: int = 10, *, norm: bool = False) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
         for convolutions, kernels in zip(stages, KERNELS, strict=True):
             for _ in range(convolutions):
-                layers += [nn.Conv2d(channels, kernels, 3, padding=1), nn.ReLU(inplace=True)]
+                layers.append(nn.Conv2d(channels, kernels, 3, padding=1))
+                layers += [nn.BatchNorm2d(kernels)] if norm else []
+                layers.append(nn.ReLU(inplace=True))
                 channels = kernels
             layers.append(nn.MaxPool2d(2, 2))
         self.features = nn.Sequential(*layers)
