@@ -1,4 +1,4 @@
-"""``mpiconv report``: result files to one page, tables, figures and a trace."""
+"""``mpiconv report``: result files to one page, tables, figures and a trace; many of them to a figure or a file."""
 
 from __future__ import annotations
 
@@ -8,15 +8,32 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``mpiconv report``."""
     parser.add_argument("files", nargs="+", metavar="FILE.h5", help="result files of mpiconv run --output")
-    parser.add_argument("--out", default="report.html", metavar="FILE", help="the page (default: %(default)s)")
+    parser.add_argument("--out", metavar="FILE", help="the page (default: report.html), figure or combined file")
     parser.add_argument("--title", metavar="TEXT", help="heading of the page (default: the models and number of runs)")
     parser.add_argument(
         "--trace", metavar="FILE.json", help="also a Chrome or Perfetto trace of the run (one file only)"
     )
+    instead = parser.add_argument_group("instead of the page").add_mutually_exclusive_group()
+    instead.add_argument(
+        "--figure",
+        type=int,
+        choices=(8, 9),
+        help="draw this figure of the paper from runs, or from a combined file (default --out: figureN.png)",
+    )
+    instead.add_argument(
+        "--combine",
+        action="store_true",
+        help="runs into one small file without their units (default --out: combined.h5)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the page and say where; exit status 0."""
+    """Write the page, figure or file and say where; exit status 0."""
+    if arguments.figure or arguments.combine:
+        from mpiconv.cli.report_runs import combined_or_figure
+
+        return combined_or_figure(arguments)
+    arguments.out = arguments.out or "report.html"
     from mpiconv.errors import UsageError
     from mpiconv.study.report import write_report, write_trace  # not before: --help needs no numpy
 
