@@ -1,0 +1,48 @@
+"""Make docs/reproduction.md, or such a page, from the equations and the combined result files; see figures.sh."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from mpiconv.errors import MpiconvError
+from mpiconv.nets import Info
+from mpiconv.nets.pictures import read_picture
+from mpiconv.study.reproduction import write_page
+
+PICTURE = Path(__file__).parent / "pictures" / "portrait.jpg"
+COLOURS = 128
+
+
+def shrink(folder: Path) -> None:
+    """Store the figures with a palette: a third of their size."""
+    for path in folder.glob("figure*.png"):
+        with Image.open(path) as image:
+            if image.mode != "P":
+                image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def main() -> int:
+    """Parse the command line and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of figure8.h5 and figure9.h5")
+    parser.add_argument("--figures", type=Path, default=Path("docs/figures"), help="folder of the figures")
+    parser.add_argument("--out", type=Path, default=Path("docs/reproduction.md"), help="the page")
+    parser.add_argument("--form", default="full", help="which form of figures.sh measured")
+    arguments = parser.parse_args()
+    try:
+        picture = read_picture(PICTURE, Info("vgg11", (3, 227, 227)))[None]
+        shrink(arguments.figures)
+        write_page(arguments.results, arguments.figures, arguments.out, picture, f" --{arguments.form}")
+    except MpiconvError as error:
+        print(f"reproduction: error: {error}", file=sys.stderr)
+        return error.exit_status
+    print(f"page     {arguments.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
