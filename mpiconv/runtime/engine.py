@@ -22,6 +22,7 @@ from mpiconv.partition.plan import FLOAT_BYTES, ROOT
 from mpiconv.runtime.compute import LocalUnit, Paced, weights_of
 from mpiconv.runtime.exchange import Memory
 from mpiconv.runtime.frames import Compute, Slot, around_of
+from mpiconv.runtime.heap import settle_heap
 from mpiconv.runtime.messages import bcast_json, on_root
 from mpiconv.runtime.operations import WholeUnit
 from mpiconv.runtime.progress import Progress
@@ -260,6 +261,7 @@ def distribute(
         On every rank, if the plan is for another number of ranks or another model.
     """
     settings = settings or Settings()
+    settle_heap()
 
     def check() -> tuple[dict[str, Any], dict[int, nn.Module], dict[str, torch.Tensor]]:
         from mpiconv.nets.trace import trace

@@ -15,6 +15,7 @@ from mpiconv.measure.estimate import scatter, undisturbed
 from mpiconv.nets.trace import trace
 from mpiconv.partition import Box
 from mpiconv.runtime.compute import LocalUnit, Paced
+from mpiconv.runtime.heap import settle_heap
 from mpiconv.runtime.host import machine_id
 from mpiconv.runtime.messages import allgather_json
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 POLL_S = 0.0005
 LEAST_CALLS = 3
-HEAP_BYTES = 30 * 2**20
 
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "conv1x1": (lambda: nn.Conv2d(256, 256, 1), (256, 28, 28)),
@@ -60,9 +60,10 @@ def make_work(kind: str, pace: float = 1.0) -> Work:
         model = nn.Sequential(layer, nn.ReLU())
         unit, state = trace(model, shape).graph.body[0], model.state_dict()
         weights = [{param.role: state[param.key] for param in part.params} for part in unit.layers]
-        compute = LocalUnit(unit, Box.whole(unit.out_shape), weights)
+        compute = LocalUnit(unit, Box.whole(unit.out_shape), weights, 1, "auto")
     slowed = Paced(compute, pace) if pace > 1 else compute
-    return Work(slowed, torch.randn(1, *shape), unit.flops, sum(4 * param.size for param in unit.params))
+    images = torch.randn(1, *shape).contiguous(memory_format=torch.channels_last)
+    return Work(slowed, images, unit.flops, sum(4 * param.size for param in unit.params))
 
 
 class SpeedProbe:
@@ -119,15 +120,6 @@ class SpeedProbe:
 
     def _seconds(self, work: Work) -> float:
         return undisturbed(work.seconds) / self.dilation
-
-
-def settle_heap() -> None:
-    """Let glibc keep what is freed up to so many B, as after a larger network's maps.
-
-    It learns that from the largest block freed so far. With less, each map's pages are given back and taken anew, or
-    not, as the heap happens to lie: that is half the speed or twice.
-    """
-    torch.empty(HEAP_BYTES, dtype=torch.uint8)
 
 
 def wait_quietly(comm: MPI.Intracomm) -> None:
