@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable
@@ -104,10 +105,13 @@ class _Trainer:
 
     def run(self, resume: bool, on_step: Told | None, on_epoch: Callable[[Epoch], None] | None) -> tuple[Epoch, ...]:
         epochs = self._resume() if resume else ()
-        net = DistributedDataParallel(self.model) if self.comm.size > 1 else self.model
         while len(epochs) < self.settings.epochs:
             begun, number = time.monotonic(), len(epochs) + 1
+            # a new wrapper an epoch: after its first step it reorders its sums, and a resumed training has to as well
+            net = DistributedDataParallel(self.model) if self.comm.size > 1 else self.model
             loss = self._learn(net, number, on_step if self.comm.rank == 0 else None)
+            del net
+            gc.collect()  # with it go its hooks and its copy of the gradients
             accuracy = self._validate()
             rate = float(self.optimiser.param_groups[0]["lr"])
             seconds = time.monotonic() - begun
