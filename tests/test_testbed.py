@@ -8,6 +8,7 @@ import os
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from mpiconv.partition.cluster import Cluster
@@ -94,46 +95,92 @@ def test_labs_that_are_refused(text, word, tmp_path):
     assert word in str(caught.value)
 
 
+NAME = "test"
+DEVICES = 4
+MPICONV = [sys.executable, "-m", "mpiconv"]
+
+
 def lab(*words: object, timeout: float = 60):
-    return execute([sys.executable, str(SCRIPT), "--name", "test", *map(str, words)], timeout=timeout)
+    return execute([sys.executable, str(SCRIPT), "--name", NAME, *map(str, words)], timeout=timeout)
 
 
-def test_a_real_lab(tmp_path):
+@pytest.fixture(scope="module")
+def a_lab():
+    """A lab of four devices, taken down at the end whatever happens; every command has a time-out."""
     if not os.environ.get("MPICONV_TEST_LAB"):
         pytest.skip("the emulated lab was not tried: MPICONV_TEST_LAB=1 as root on Linux with tc does")
     assert "is not up" in lab("run", "--", "hostname").err
     try:
-        up = lab("up", "--devices", 3, "--rate", 12.5)
+        up = lab("up", "--devices", DEVICES, "--rate", 12.5)
         assert up.status == 0, up.err
-        assert "already up" in lab("up", "--devices", 2).err
-        ended = lab("run", "--", sys.executable, "-m", "mpiconv", "doctor", "--json", timeout=120)
-        assert ended.status == 0, ended.err
-        found = json.loads(ended.out)
-        assert [rank["host"] for rank in found["ranks"]] == ["edge1", "edge2", "edge3"]
-        rates = [rate for row in found["bytes_per_s"] for rate in row if rate is not None]
-        assert all(11e6 <= rate <= 13e6 for rate in rates), rates
-        ended = lab(
-            "run", "--", sys.executable, "-m", "mpiconv", "probe", "--quick", "--out", tmp_path / "c.toml", timeout=180
-        )
-        assert ended.status == 0, ended.err
-        cluster = Cluster.load(tmp_path / "c.toml")
-        assert cluster.emulated
-        assert all(11e6 <= link.beta_bytes_per_s <= 13e6 for link in cluster.links), cluster.links
-        before = testbed.link_bytes("mpiconv-test-edge2")
-        words = ["run", "--model", "alexnet", "--check", "--json", "--repeats", 20, "--warmup", 0]
-        ended = lab("run", "--", sys.executable, "-m", "mpiconv", *words, timeout=120)
-        assert ended.status == 0, ended.err
-        report = json.loads(ended.out)
-        assert report["check"]["equal"]
-        moved = [now - then for now, then in zip(testbed.link_bytes("mpiconv-test-edge2"), before, strict=True)]
-        weights = report["weight_bytes"][1]
-        assert moved[0] == pytest.approx(20 * report["bytes_received"][1] + weights, rel=0.1)
-        assert moved[1] == pytest.approx(20 * report["bytes_sent"][1], rel=0.1)
-        execute(["ip", "-n", "mpiconv-test-edge2", "link", "set", "eth0", "down"])
-        ended = lab("run", "--", "hostname")
-        assert ended.status == 1
-        assert "the device edge2" in ended.err
-        assert ended.seconds < 30
+        yield
     finally:
         assert lab("down").status == 0
-    assert "mpiconv-test-" not in execute(["ip", "netns", "list"]).out
+    assert f"mpiconv-{NAME}-" not in execute(["ip", "netns", "list"]).out
+
+
+def in_lab(*words: object, hosts: str = "", timeout: int = 90):
+    """``mpiconv WORDS`` on the devices; ended by the testbed itself if it takes too long."""
+    chosen = ["--hosts", hosts] if hosts else []
+    ended = lab("run", "--timeout", timeout, *chosen, "--", *MPICONV, *words, timeout=timeout + 30)
+    assert ended.status == 0, ended.err
+    return ended
+
+
+def test_a_lab_that_is_up_already(a_lab):
+    assert "already up" in lab("up", "--devices", 2).err
+    assert "'edge9' is none of edge1, edge2, edge3, edge4" in lab("run", "--hosts", "edge9", "--", "true").err
+
+
+def test_four_hosts_on_slow_links(a_lab):
+    found = in_lab("doctor", "--json").json
+    assert [rank["host"] for rank in found["ranks"]] == ["edge1", "edge2", "edge3", "edge4"]
+    rates = [rate for row in found["bytes_per_s"] for rate in row if rate is not None]
+    assert all(11e6 <= rate <= 13e6 for rate in rates), rates
+
+
+def test_rank_0_is_on_the_first_host(a_lab):
+    found = in_lab("doctor", "--json", hosts="edge3,edge1").json
+    assert [rank["host"] for rank in found["ranks"]] == ["edge3", "edge1"]
+
+
+@pytest.mark.parametrize("model", ["alexnet", "vgg11"])
+@pytest.mark.parametrize("scheme", ["kpm", "wpm"])
+def test_exact_and_bytes_on_the_wire(a_lab, model, scheme):
+    """The answers equal the unsplit model's; the links carry the weights, and for every picture what was counted."""
+    carried, weights, per_picture = carry(model, scheme, 2)
+    assert carried == pytest.approx(2 * per_picture + weights, rel=0.1)
+    if model == "alexnet":
+        more, *_ = carry(model, scheme, 32)
+        assert more - carried == pytest.approx(30 * per_picture, rel=0.1)
+
+
+def carry(model: str, scheme: str, repeats: int) -> tuple[float, float, float]:
+    """Run and check; B that the links carried, of weights, and of one picture as counted. Each link counts its end."""
+    before = traffic()
+    words = ["--model", model, "--scheme", scheme, "--repeats", repeats, "--warmup", 0, "--check", "--json"]
+    report = in_lab("run", *words, timeout=150).json
+    assert report["check"]["max_rel_error"] <= 1e-5
+    counted = sum(report["bytes_received"]) + sum(report["bytes_sent"])
+    return float((traffic() - before).sum()), 2.0 * sum(report["weight_bytes"][1:]), counted
+
+
+def traffic() -> np.ndarray:
+    """B over each device's link so far, both ways."""
+    return np.array([sum(testbed.link_bytes(f"mpiconv-{NAME}-edge{i}")) for i in range(1, DEVICES + 1)])
+
+
+def test_probe_finds_the_links(a_lab, tmp_path):
+    in_lab("probe", "--quick", "--out", tmp_path / "c.toml", timeout=180)
+    cluster = Cluster.load(tmp_path / "c.toml")
+    assert cluster.emulated
+    assert all(11e6 <= link.beta_bytes_per_s <= 13e6 for link in cluster.links), cluster.links
+
+
+def test_a_device_that_went_silent_is_named(a_lab):
+    """The last one, for it leaves the lab without that device."""
+    execute(["ip", "-n", f"mpiconv-{NAME}-edge2", "link", "set", "eth0", "down"])
+    ended = lab("run", "--", "hostname")
+    assert ended.status == 1
+    assert "the device edge2" in ended.err
+    assert ended.seconds < 30

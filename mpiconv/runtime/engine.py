@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 STOP = -1
 WORTH_S = 0.5e-3
-PROBE_BYTES = 2**18
+PROBE_BYTES = 2**16
 
 
 @dataclass
@@ -368,7 +368,7 @@ def _seconds_per_byte(comm: MPI.Intracomm, dilation: float) -> float:
     out, back = np.zeros(PROBE_BYTES, np.uint8), np.empty(PROBE_BYTES, np.uint8)
     right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
     times = []
-    for _ in range(3):
+    for _ in range(2):
         comm.Barrier()
         begin = perf_counter()
         comm.Sendrecv(out, right, recvbuf=back, source=left)
