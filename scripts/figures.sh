@@ -58,8 +58,8 @@ offload() { # RATE: shares from none to all, for both weak devices
   for device in pi4 nx; do
     of_shares $device alexnet pool "$shares" "$repeats"
     [ "$form" = --full ] || continue
-    of_shares $device alexnet conv "[0.2, 0.4, 0.6, 0.8, 1]" "$repeats"
-    of_shares $device vgg11 pool "$shares" 3
+    of_shares $device alexnet conv "[0.25, 0.5, 0.75, 1]" "$repeats"
+    of_shares $device vgg11 pool "[0, 0.2, 0.4, 0.6, 0.8, 1]" 3
     of_shares $device vgg11 conv "[0.25, 0.5, 0.75, 1]" 3
   done
 }
@@ -108,7 +108,7 @@ else
     for rate in 100 10; do with_lab $rate --devices 4 --dilation 4 -- equal like-core "[2, 4]" ""; done
   else
     for rate in 100 10; do with_lab $rate --devices 16 --pace 10.4 --dilation 2 -- equal like-pi4 "[2, 4, 8, 12]" "[16]"; done
-    with_lab 100 hostfiles/labs/equal-16.toml -- equal like-core "[2, 3, 4, 6, 8, 10, 12]" "[14, 16]"
+    with_lab 100 hostfiles/labs/equal-16.toml -- equal like-core "[2, 4, 6, 8, 10, 12]" "[16]"
     with_lab 10 hostfiles/labs/equal-16.toml -- equal like-core "[2, 4, 8, 12]" "[16]"
   fi
   combine 9
