@@ -228,8 +228,8 @@ def test_board_sensors_are_integrated(tmp_path, kind):
         zone(hwmon, "hwmon1", name="fam15h_power", power1_input=6_000_000)
     meter, _ = find_meter(tmp_path)
     assert meter.method == "ina"
-    meter.start()
     begin = time.perf_counter()
+    meter.start()
     time.sleep(0.2)
     joules = meter.stop()
     elapsed = time.perf_counter() - begin
