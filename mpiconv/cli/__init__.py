@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import NoReturn
 
 import mpiconv
+import mpiconv.cli.startup
 from mpiconv.errors import MpiconvError
 from mpiconv.runtime import openmpi
 

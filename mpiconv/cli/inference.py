@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from mpiconv.cli.options import pace_of, settings_of
 from mpiconv.cli.setup import REPEATS, Job, prepare
+from mpiconv.cli.startup import Startup
 from mpiconv.cli.tables import latency, ranks_at_work, summary, throughput_fps, where_time_went
 from mpiconv.errors import MpiconvError
 from mpiconv.measure import Record
@@ -48,8 +49,10 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
 
     Raises MpiconvError on every rank if there was none by then.
     """
+    startup = Startup()
     comm = join_world()
     torch.set_num_threads(arguments.threads)
+    startup.done("imports and MPI")
 
     def ready() -> Job:
         for path in (arguments.output, arguments.answers):
@@ -61,12 +64,14 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     if job is not None:
         _notes(arguments, job)
     pace = pace_of(arguments, comm.rank, comm.size)
+    startup.done("model, plan and pictures")
     net = distribute(job.model if job else None, job.plan if job else None, comm, settings_of(arguments, pace))
+    startup.done("weights to the ranks")
     stopping = Stopping(comm, caught)
     if job is None:
         outputs, done = list[Any](), _follow(net, stopping)
     else:
-        outputs, done = _run_all(arguments, job, net, stopping)
+        outputs, done = _run_all(arguments, job, net, stopping, startup)
     ended_early = stopping.settle()
     if done < 1:
         raise MpiconvError(
@@ -77,7 +82,7 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
         return 0
     if ended_early:
         _tell_early(ended_early, done, job, arguments)
-    return _finish(arguments, job, record, outputs, net, ended_early)
+    return _finish(arguments, job, record, outputs, net, ended_early, startup)
 
 
 def _frames(arguments: argparse.Namespace, job: Job) -> int:
@@ -98,7 +103,9 @@ def _follow(net: DistributedNet, stopping: Stopping) -> int:
     return done
 
 
-def _run_all(arguments: argparse.Namespace, job: Job, net: DistributedNet, stopping: Stopping) -> tuple[list[Any], int]:
+def _run_all(
+    arguments: argparse.Namespace, job: Job, net: DistributedNet, stopping: Stopping, startup: Startup
+) -> tuple[list[Any], int]:
     """Run all inferences on the root, or those until a signal.
 
     Returns the outputs of the first pass over the pictures, batch by batch, and how many inferences were measured.
@@ -106,7 +113,7 @@ def _run_all(arguments: argparse.Namespace, job: Job, net: DistributedNet, stopp
     outputs: list[Any] = []
     first = job.batch(0)
     for _ in net.stream(_until_signal(itertools.repeat(first, arguments.warmup), stopping)):
-        pass
+        startup.done("first picture")
     net.reset()
     frames, done = _frames(arguments, job), 0
     batches = itertools.repeat(first, frames) if job.batches == 1 else ahead(job.batch, frames, net.settings.in_flight)
@@ -116,6 +123,7 @@ def _run_all(arguments: argparse.Namespace, job: Job, net: DistributedNet, stopp
         tqdm(total=frames, desc="inferences", unit="", disable=hidden, file=sys.stderr) as bar,
     ):
         for output in net.stream(_until_signal(batches, stopping)):
+            startup.done("first picture")
             done += 1
             bar.update()
             if done > job.batches:
@@ -214,7 +222,13 @@ class _Difference:
 
 
 def _finish(
-    arguments: argparse.Namespace, job: Job, record: Record, outputs: list[Any], net: DistributedNet, ended_early: str
+    arguments: argparse.Namespace,
+    job: Job,
+    record: Record,
+    outputs: list[Any],
+    net: DistributedNet,
+    ended_early: str,
+    startup: Startup,
 ) -> int:
     """What rank 0 does with the outputs and measurements of all ranks."""
     check = _check(job, outputs, net.settings) if arguments.check else None
@@ -223,6 +237,7 @@ def _finish(
     accuracy = _accuracy(job, outputs)
     if arguments.output:
         about = {"data": arguments.data, **accuracy} if accuracy else {}
+        about |= {"startup_s": startup.seconds}
         attributes = _attributes(arguments, job, check, net, record, ended_early) | about
         write_results(arguments.output, record, profile, attributes)
     if arguments.json:
@@ -235,6 +250,7 @@ def _finish(
             print(where_time_went(record))
             print(ranks_at_work(record))
             _tell_energy(record, job, net.no_meter)
+            print(startup)
             if arguments.output:
                 print(f"results  {arguments.output}")
     sys.stdout.flush()

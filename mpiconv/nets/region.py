@@ -14,7 +14,7 @@ from mpiconv.nets.graph import Layer, Param, Shape
 from mpiconv.nets.layers import Map
 from mpiconv.nets.tracers import Captured, packed_output, quiet
 
-CHEAP = {*ACTIVATIONS, *PASSED_ON, "flatten", "softmax", "log_softmax"}
+CHEAP = {*ACTIVATIONS, *PASSED_ON, "clone", "flatten", "softmax", "log_softmax"}
 """Without FLOPs, and nothing that would let a fully connected layer run several times a picture."""
 
 PROBED = 2
