@@ -16,15 +16,13 @@ import types
 from pathlib import Path
 
 import torch
-from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mpiconv.errors import MpiconvError
 from mpiconv.nets import trace
-from mpiconv.nets.registry import randomise
 from mpiconv.partition import make_plan
-from tests.simulated import largest_error, run_split
+from tests.simulated import largest_error, run_split, sensible
 
 CASES = (
     *(("kpm", [1.0] * ranks) for ranks in (1, 2, 3, 4)),
@@ -46,29 +44,6 @@ def import_torchvision() -> types.ModuleType:
     import torchvision
 
     return torchvision
-
-
-def sensible(model: nn.Module, picture: tuple[int, int, int]) -> None:
-    """Random weights; batch normalisations that know the statistics of what they get, and shift it to the positive.
-
-    Around zero, random networks with BatchNorm and ReLU are chaotic: rounding grows from layer to layer, until torch's
-    own results in another memory format differ by more than 1e-5. Trained ones are not.
-    """
-    randomise(model, 0)
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = None  # averages over what it sees
-        norm.reset_running_stats()
-        norm.train()
-        with torch.no_grad():
-            norm.weight.uniform_(0.5, 1.5)
-            norm.bias.uniform_(0.7, 1.3)
-    if norms:
-        with torch.no_grad():
-            model(torch.randn(4, *picture))
-            for norm in norms:  # a channel that is dead on four pictures would be made huge on the fifth
-                norm.running_var.clamp_(min=0.1 * float(norm.running_var.mean()))
-    model.eval().requires_grad_(False)
 
 
 def check(name: str, size: int) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from torch import nn
 from mpiconv.nets import Traced, trace
 from mpiconv.nets.graph import PICTURE
 from mpiconv.nets.layers import rows_of
+from mpiconv.nets.registry import randomise
 from mpiconv.partition import Box, Plan
 from mpiconv.partition.receptive import layer_boxes, unit_needs
 from mpiconv.runtime.compute import LocalUnit
@@ -79,6 +80,29 @@ def run_split(model: nn.Module, plan: Plan, images: torch.Tensor, traced: Traced
         weights = [{param.role: rows_of(param, state[param.key]) for param in layer.params} for layer in before]
         maps = [LocalUnit(type(head)(head.name, before, head.inputs), Box.whole(before[-1].out_shape), weights)(*maps)]
     return traced.head(*maps)
+
+
+def sensible(model: nn.Module, picture: tuple[int, int, int]) -> None:
+    """Random weights; batch normalisations that know the statistics of what they get, and shift it to the positive.
+
+    Around zero, random networks with BatchNorm and ReLU are chaotic: rounding grows from layer to layer, until torch's
+    own results in another memory format differ by more than 1e-5. Trained ones are not.
+    """
+    randomise(model, 0)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # averages over what it sees
+        norm.reset_running_stats()
+        norm.train()
+        with torch.no_grad():
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.uniform_(0.7, 1.3)
+    if norms:
+        with torch.no_grad():
+            model(torch.randn(4, *picture))
+            for norm in norms:  # a channel that is dead on four pictures would be made huge on the fifth
+                norm.running_var.clamp_(min=0.1 * float(norm.running_var.mean()))
+    model.eval().requires_grad_(False)
 
 
 def largest_error(mine: torch.Tensor, wanted: torch.Tensor) -> float:

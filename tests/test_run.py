@@ -37,6 +37,17 @@ def test_exact(ranks, model, scheme):
 
 
 @pytest.mark.parametrize(
+    ("ranks", "model", "scheme"),
+    [(3, "mobilenet_v2", "kpm"), (2, "squeezenet1_1", "wpm"), (4, "resnet18", "grid"), (3, "vgg11_bn", "kpm")],
+)
+def test_other_models_are_exact(ranks, model, scheme):
+    words = ["--model", model, "--input-size", "64x64", "--scheme", scheme, "--check", "--json", "--repeats", 1]
+    ended = mpiconv(ranks, "run", *words)
+    assert ended.status == 0, ended.err
+    assert ended.json["check"]["max_rel_error"] <= 1e-5
+
+
+@pytest.mark.parametrize(
     ("ranks", "words"),
     [
         pytest.param(3, ["--scheme", "kpm", "--shares", "0.7,0.2,0.1"], id="kpm-uneven"),

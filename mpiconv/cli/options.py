@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """What is computed: model, weights, classes, input size, batch, seed."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default="alexnet", help="a named model or package.module:callable (default: alexnet)")
+    group.add_argument(
+        "--model",
+        default="alexnet",
+        help="a named model, torchvision:NAME or package.module:callable (default: alexnet)",
+    )
     group.add_argument(
         "--weights", metavar="FILE", help=".safetensors or .pth file (default: the package's, else random)"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
@@ -142,11 +142,18 @@ def load_model(
     if num_classes is None and info.labels:
         num_classes = len(info.labels)
     if num_classes is None:
-        kernels = [tensor for tensor in state.values() if tensor.dim() >= 2]
-        num_classes = len(kernels[-1]) if kernels else 10
+        num_classes = _classes_in(state, entry)
     model = entry.empty(num_classes)
     assign_weights(model, state, str(weights))
     return _finish(model, info)
+
+
+def _classes_in(state: Mapping[str, torch.Tensor], entry: Entry) -> int:
+    """Rows of the last kernels or matrix of the model, whichever way a file orders its tensors; 10 if it has none."""
+    with torch.device("meta"):
+        tensors = entry.build(10).state_dict()
+    last = [name for name, tensor in tensors.items() if tensor.dim() >= 2][-1]
+    return len(state[last]) if last in state and state[last].dim() else 10
 
 
 def _find(name: str) -> Entry | None:
