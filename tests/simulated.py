@@ -41,7 +41,7 @@ def local_units(model: nn.Module, traced: Traced, plan: Plan, unit_index: int) -
 @torch.inference_mode()
 def run_split(model: nn.Module, plan: Plan, images: torch.Tensor, traced: Traced | None = None) -> object:
     """The network's output as the plan's ranks would compute it; what a rank was not sent is NaN."""
-    traced = traced or trace(model, plan.graph.input_shape, plan.graph.gather)
+    traced = traced or trace(model, plan.graph.input_shape, plan.graph.gather, plan.graph.head)
     assert traced.graph.units == plan.graph.units
     picture = Box.whole(plan.graph.input_shape)
     owned = {PICTURE: [(picture, images)] + [(Box(), None)] * (plan.ranks - 1)}

@@ -149,6 +149,15 @@ def test_split_equals_unsplit(name, scheme):
 
 
 @pytest.mark.parallel(RANKS)
+@pytest.mark.parametrize("scheme", sorted(SCHEMES))
+def test_split_head_equals_unsplit(scheme):
+    model, picture = built("digits")
+    for shares in (None, [0, *[1] * (COMM.size - 1)]):
+        compare(model, (2, *picture), scheme=scheme, shares=shares, head="split")
+    compare(model, (1, *picture), Settings(overlap="on"), scheme=scheme, gather="conv", head="split")
+
+
+@pytest.mark.parallel(RANKS)
 @pytest.mark.parametrize("compute", ["auto", "eager"])
 @pytest.mark.parametrize("wire", sorted(WIRES))
 def test_wire_formats_within_their_error(wire, compute):

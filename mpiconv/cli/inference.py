@@ -298,6 +298,7 @@ def _attributes(
         "scheme": plan.scheme,
         "shares": list(plan.shares),
         "gather": plan.graph.gather,
+        "head": plan.graph.head,
         "plan": plan.to_json(),
         "input_shape": list(plan.input_shape),
         "batch": plan.batch,

@@ -36,7 +36,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_split_options(parser: argparse.ArgumentParser) -> None:
-    """Who computes what: scheme, shares, offload, gather, plan file."""
+    """Who computes what: scheme, shares, offload, gather, head."""
     group = parser.add_argument_group("split")
     group.add_argument(
         "--scheme",
@@ -54,6 +54,13 @@ def add_split_options(parser: argparse.ArgumentParser) -> None:
         choices=("conv", "pool"),
         default="pool",
         help="exchange after each convolution as in the paper, or after the activation and pooling (default: pool)",
+    )
+    group.add_argument(
+        "--head",
+        choices=("root", "split"),
+        default="root",
+        help="fully connected layers: all on rank 0 as in the paper, or their features (and so their weights) shared "
+        "out like kernels (default: root)",
     )
 
 

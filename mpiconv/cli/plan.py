@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mpiconv.cli.options import add_model_options, add_split_options, positive, shares_for
+from mpiconv.cli.options import add_model_options, add_split_options, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,17 +19,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan; exit status 0."""
-    from mpiconv.partition import Plan, make_plan
+    from mpiconv.partition import Plan
 
     if arguments.plan:
         plan = Plan.load(arguments.plan)
     else:
-        from mpiconv.cli.setup import build_model
+        from mpiconv.cli.setup import build_model, plan_for
 
         model, info = build_model(arguments)
-        shape = (arguments.batch, *info.input_shape)
-        shares = shares_for(arguments, arguments.ranks)
-        plan = make_plan(model, shape, arguments.scheme, arguments.ranks, shares, arguments.gather)
+        plan = plan_for(arguments, model, (arguments.batch, *info.input_shape), arguments.ranks)
     if arguments.save:
         plan.save(arguments.save)
     print(plan.to_json() if arguments.json else plan)

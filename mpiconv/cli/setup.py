@@ -77,10 +77,16 @@ def prepare(arguments: argparse.Namespace, ranks: int) -> Job:
     else:
         pictures = RandomPictures((arguments.repeats or REPEATS) * batch, arguments.seed, info)
     shape = (batch, *info.input_shape)
-    plan = saved or make_plan(model, shape, arguments.scheme, ranks, shares_for(arguments, ranks), arguments.gather)
+    plan = saved or plan_for(arguments, model, shape, ranks)
     if isinstance(pictures, LabelledPictures):
         _check_outputs(model, info, arguments.data)
     return Job(model, info, pictures, plan, profile)
+
+
+def plan_for(arguments: argparse.Namespace, model: nn.Module, shape: tuple[int, ...], ranks: int) -> Plan:
+    """The plan that the options ask for, for pictures of the shape (N, C, H, W)."""
+    shares = shares_for(arguments, ranks)
+    return make_plan(model, shape, arguments.scheme, ranks, shares, arguments.gather, arguments.head)
 
 
 def labelled_pictures(arguments: argparse.Namespace, info: Info) -> tuple[LabelledPictures, Info]:

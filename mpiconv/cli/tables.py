@@ -40,7 +40,7 @@ def summary(job: Job, record: Record, predictions: list[dict[str, Any]], check: 
     lines.append(
         f"{job.info.name}, input {'x'.join(map(str, plan.input_shape))}, {plan.scheme} over {plan.ranks} "
         f"rank{'s' if plan.ranks > 1 else ''} on {len(set(record.hostnames))} host(s), "
-        f"{'-'.join(map(str, threads))} thread(s) a rank, gather {plan.graph.gather}"
+        f"{'-'.join(map(str, threads))} thread(s) a rank, gather {plan.graph.gather}, head {plan.graph.head}"
     )
     if check is not None:
         found = (

@@ -15,10 +15,13 @@ Pair = tuple[int, int]
 PICTURE = -1
 """The index that stands for the picture among a unit's inputs."""
 
+HEADS = ("root", "split")
+"""Who computes fully connected layers: the root, in the head, or all ranks, as units of the body."""
+
 KINDS = (
     *("conv", "convtranspose", "norm", "activation", "elementwise", "prelu", "scale", "maxpool", "avgpool", "adaptive"),
     *("reduce", "add", "binary", "concat", "pad", "resample", "pixelshuffle", "pixelunshuffle"),
-    *("groupnorm", "layernorm", "lrn", "softmax", "whole", "head"),
+    *("groupnorm", "layernorm", "lrn", "softmax", "linear", "whole", "head"),
 )
 """What a layer can be; the last two are opaque: the root computes them with the model's own modules."""
 
@@ -71,7 +74,7 @@ class Layer:
     @property
     def has_kernels(self) -> bool:
         """Whether this is a layer whose kernels can be shared out (what a unit is named after)."""
-        return self.kind in ("conv", "convtranspose")
+        return self.kind in ("conv", "convtranspose", "linear")
 
     @property
     def opaque(self) -> bool:
@@ -90,6 +93,9 @@ class Layer:
             return int(self.options["flops"])
         if not self.has_kernels:
             return 0
+        if self.kind == "linear":
+            channels, rows, columns = self.in_shapes[0]
+            return 2 * channels * rows * columns * self.out_shape[0]
         made = self.out_shape if self.kind == "conv" else self.in_shapes[0]
         read = self.in_shapes[0] if self.kind == "conv" else self.out_shape
         return 2 * (read[0] // self.groups) * self.kernel[0] * self.kernel[1] * made[0] * made[1] * made[2]
@@ -127,6 +133,11 @@ class Unit:
         return self.layers[-1].opaque
 
     @property
+    def fully_connected(self) -> bool:
+        """Whether it has a fully connected layer: it reads whole maps and makes one of a single row and column."""
+        return any(layer.kind == "linear" for layer in self.layers)
+
+    @property
     def flops(self) -> int:
         """FLOPs of the whole unit for one picture."""
         return sum(layer.flops for layer in self.layers)
@@ -145,6 +156,7 @@ class Graph:
     input_shape: Shape
     units: tuple[Unit, ...]
     gather: str = "pool"
+    head: str = "root"
 
     @property
     def body(self) -> tuple[Unit, ...]:
@@ -179,7 +191,13 @@ class Graph:
                 Unit(u["name"], tuple(_layer(layer) for layer in u["layers"]), tuple(int(i) for i in u["inputs"]))
                 for u in data["units"]
             )
-            graph = cls(str(data["model"]), _ints(data["input_shape"]), units, str(data["gather"]))
+            graph = cls(
+                str(data["model"]),
+                _ints(data["input_shape"]),
+                units,
+                str(data["gather"]),
+                str(data.get("head", "root")),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(f"not a network description: {error!r}") from None
         graph.validate()
@@ -189,6 +207,8 @@ class Graph:
         """Raise PlanError unless every edge leads from an earlier unit and the shapes on both ends agree."""
         if not self.units:
             raise PlanError("a network description needs at least a head")
+        if self.head not in HEADS:
+            raise PlanError(f"a network description with the head {self.head!r}: {' or '.join(HEADS)} is wanted")
         for i, unit in enumerate(self.units):
             if not unit.layers or len(unit.inputs) != len(unit.in_shapes):
                 raise PlanError(f"unit {unit.name} has {len(unit.layers)} layers and {len(unit.inputs)} inputs")

@@ -23,7 +23,7 @@ from mpiconv.nets.resample import interpolated, picked
 class Map:
     """A feature map while tracing: the step that makes it, its shape (C, H, W), and the order of the tensor's axes.
 
-    ``order`` is ``nchw``, ``nhwc`` (permuted) or ``nc`` (a map of one row and column, flattened).
+    ``order`` is ``nchw``, ``nhwc`` (permuted) or ``nc`` (flattened; of one row and column unless the head is split).
     """
 
     step: int
@@ -36,7 +36,9 @@ Add = Callable[..., Map]
 
 BUILDERS: dict[str, Callable[..., Map]] = {}
 ELEMENTWISE = {*ACTIVATIONS, *ALONE, "add", "sub", "mul", "div", "pow", "maximum", "minimum", "clamp", "rsub"}
-NHWC = {*ELEMENTWISE, "linear", "layer_norm"}
+FULLY_CONNECTED = "fully_connected"
+"""A ``linear`` in a network whose head is split."""
+NHWC = {*ELEMENTWISE, "linear", FULLY_CONNECTED, "layer_norm"}
 
 
 def build(kind: str, add: Add, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Map:
@@ -54,7 +56,7 @@ def build(kind: str, add: Add, name: str, args: Sequence[Any], kwargs: dict[str,
     maps = [m for arg in args for m in (arg if isinstance(arg, list | tuple) else [arg]) if isinstance(m, Map)]
     maps += [m for m in kwargs.values() if isinstance(m, Map)]
     orders = {m.order for m in maps}
-    allowed = {"nhwc": NHWC, "nc": ELEMENTWISE}
+    allowed = {"nhwc": NHWC, "nc": {*ELEMENTWISE, FULLY_CONNECTED}}
     if not maps or len(orders) != 1 or any(kind not in allowed[o] for o in orders if o != "nchw"):
         raise CannotSplitError(kind)
     builder = BUILDERS[kind]
@@ -172,6 +174,8 @@ for _kind in ("add", "sub", "mul", "div", "pow", "maximum", "minimum", "rsub"):
 
 def _two_maps(add: Add, name: str, function: str, left: Map, right: Map) -> Map:
     """The sum, product ... of two maps, where one may be broadcast over rows, columns or channels."""
+    if left.order == "nc" and left.shape != right.shape and not left.shape[1:] == right.shape[1:] == (1, 1):
+        raise CannotSplitError(f"{function} of flattened maps of shape {left.shape} and {right.shape}")
     shape = []
     for a, b in zip(left.shape, right.shape, strict=True):
         if a != b and 1 not in (a, b):
@@ -265,6 +269,18 @@ def _linear(add: Add, name: str, input: Any, weight: Any, bias: Any = None) -> M
     _check_channels(name, _tensor(weight).shape[1], source.shape)
     params = (_param("weight", weight, (*weight.shape, 1, 1)), *_params(bias=bias))
     return add(Layer(name, "conv", (source.shape,), (weight.shape[0], *source.shape[1:]), params=params), source)
+
+
+@builder(FULLY_CONNECTED)
+def _fully_connected(add: Add, name: str, input: Any, weight: Any, bias: Any = None) -> Map:  # noqa: A002
+    source = _need_map(input)
+    if source.order != "nc":
+        return _linear(add, name, input, weight, bias)
+    made, read = _tensor(weight).shape
+    if read != math.prod(source.shape):
+        raise ModelError(f"layer {name} wants {read} features and gets a map of shape {source.shape}")
+    params = _params(weight=weight, bias=bias)
+    return add(Layer(name, "linear", (source.shape,), (made, 1, 1), params=params), source)
 
 
 @builder("batch_norm")

@@ -21,8 +21,8 @@ from mpiconv.nets.calls import (
     arguments_of,
     kind_of,
 )
-from mpiconv.nets.graph import MOVERS, PICTURE, Graph, Layer, Shape, Unit
-from mpiconv.nets.layers import Map, build, resample
+from mpiconv.nets.graph import HEADS, MOVERS, PICTURE, Graph, Layer, Shape, Unit
+from mpiconv.nets.layers import FULLY_CONNECTED, Map, build, resample
 from mpiconv.nets.region import Region, cut, whole_layer
 from mpiconv.nets.registry import info_of
 from mpiconv.nets.resample import numbered, selection
@@ -74,6 +74,7 @@ class _Walk:
 
     captured: Captured
     picture: Shape
+    head: str
     steps: list[_Step] = field(default_factory=list)
     values: dict[fx.Node, Any] = field(default_factory=dict)
 
@@ -87,7 +88,7 @@ class _Walk:
         return self.picture if step == PICTURE else self.steps[step].layer.out_shape
 
 
-def trace(model: nn.Module, picture: Sequence[int], gather: str = "pool") -> Traced:
+def trace(model: nn.Module, picture: Sequence[int], gather: str = "pool", head: str = "root") -> Traced:
     """Turn a module into a graph of units; it is put into evaluation mode.
 
     What boxes cannot describe is computed by the root: as the head, where no convolution follows, else as a unit of
@@ -101,18 +102,25 @@ def trace(model: nn.Module, picture: Sequence[int], gather: str = "pool") -> Tra
         (C, H, W) of its input.
     gather
         ``pool``: a unit ends after the activation and pooling behind its convolution; ``conv``: right after it.
+    head
+        ``root``: fully connected layers are the root's; ``split``: each that reads a flattened map, or the features of
+        another, is a unit of the body.
 
     Raises
     ------
+    UsageError
+        Another ``gather`` or ``head``.
     ModelError
         Control flow that depends on data; the line is named.
     """
     if gather not in GATHERS:
         raise UsageError(f"unknown gather {gather!r}: choose from {', '.join(GATHERS)}")
+    if head not in HEADS:
+        raise UsageError(f"unknown head {head!r}: choose from {', '.join(HEADS)}")
     channels, rows, columns = (int(length) for length in picture)
     name = info_of(model).name
     captured = capture(model.eval(), (channels, rows, columns), name)
-    walk = _Walk(captured, (channels, rows, columns))
+    walk = _Walk(captured, (channels, rows, columns), head)
     tensors = model.state_dict(keep_vars=True)
     ahead = _before_a_convolution(captured)
     for node in captured.nodes:
@@ -123,11 +131,11 @@ def trace(model: nn.Module, picture: Sequence[int], gather: str = "pool") -> Tra
         elif node.op.startswith("call"):
             _visit(walk, node, worth=node in ahead)
     output = next(node for node in captured.nodes if node.op == "output")
-    head = cut(captured, walk.values, output)
-    steps, head_inputs = _live(walk.steps, head.sources)
-    shapes = [walk.shape(source) for source in head.sources]
-    units, modules = _units(steps, head, head_inputs, shapes, gather)
-    return Traced(Graph(name, walk.picture, units, gather), modules)
+    rest = cut(captured, walk.values, output)
+    steps, head_inputs = _live(walk.steps, rest.sources)
+    shapes = [walk.shape(source) for source in rest.sources]
+    units, modules = _units(steps, rest, head_inputs, shapes, gather)
+    return Traced(Graph(name, walk.picture, units, gather, head), modules)
 
 
 def _before_a_convolution(captured: Captured) -> set[fx.Node]:
@@ -159,6 +167,7 @@ def _visit(walk: _Walk, node: fx.Node, *, worth: bool) -> None:
         else:
             name = _layer_name(node)
             read = fx.node.map_arg((args, kwargs), lambda n: _operand(walk, n))
+            kind = FULLY_CONNECTED if kind == "linear" and walk.head == "split" else kind
             walk.values[node] = build(kind, walk.add, name, *read)
     except CannotSplitError:
         pass
@@ -228,7 +237,7 @@ def _moved(walk: _Walk, node: fx.Node, kind: str) -> Known | Moved | Map:
         raise CannotSplitError(f"{kind}: {error}") from None
     if isinstance(result, torch.Tensor):
         moved = Moved(sources[0], result)
-        return _unchanged(moved) or moved
+        return _unchanged(moved, flat=walk.head == "split") or moved
     if isinstance(result, tuple | list) and any(isinstance(part, torch.Tensor) for part in result):
         return Moved(sources[0], result)
     return Known(result)
@@ -246,8 +255,10 @@ _AS_MAP: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def _unchanged(moved: Moved) -> Map | None:
-    """The map itself, where nothing but the order of its axes has changed."""
+def _unchanged(moved: Moved, *, flat: bool) -> Map | None:
+    """The map itself, where nothing but the order of its axes has changed, or it was flattened and ``flat`` allows."""
+    if flat and torch.equal(moved.value, numbered(moved.source.shape).flatten(1)):
+        return Map(moved.source.step, moved.source.shape, "nc")
     for order, back in _AS_MAP.items():
         if selection(back(moved.value), moved.source.shape) == (None, None, None):
             return Map(moved.source.step, moved.source.shape, order)

@@ -14,7 +14,7 @@ from mpiconv.nets.graph import PICTURE, Graph
 from mpiconv.partition.box import Box, hull, normalised
 from mpiconv.partition.exchange import Exchange, exchange
 from mpiconv.partition.receptive import box_flops, box_weights, unit_needs
-from mpiconv.partition.schemes import boxes_of
+from mpiconv.partition.schemes import boxes_of, scheme_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,8 +61,13 @@ class Plan:
 
     @property
     def scheme(self) -> str:
-        """The scheme's name, or ``mixed`` where the units have different ones."""
-        names = sorted(set(self.schemes) - {ROOT_ALONE})
+        """The scheme's name, or ``mixed`` where the units have different ones.
+
+        Fully connected layers, which rows cannot split, count only where there is nothing else.
+        """
+        units = zip(self.graph.body, self.schemes, strict=True)
+        rest = {name for unit, name in units if not unit.fully_connected} - {ROOT_ALONE}
+        names = sorted(rest or set(self.schemes) - {ROOT_ALONE})
         return names[0] if len(names) == 1 else "mixed" if names else "single"
 
     @property
@@ -155,7 +160,7 @@ class Plan:
         widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
         title = (
             f"{self.graph.model}, input {'x'.join(map(str, self.input_shape))}, scheme {self.scheme}, "
-            f"{self.ranks} ranks, gather {self.graph.gather}"
+            f"{self.ranks} ranks, gather {self.graph.gather}, head {self.graph.head}"
         )
         lines = [
             "  ".join(
@@ -226,6 +231,7 @@ def make_plan(
     ranks: int = 1,
     shares: Sequence[float] | None = None,
     gather: str = "pool",
+    head: str = "root",
 ) -> Plan:
     """Split a network over ranks by a named scheme.
 
@@ -244,11 +250,14 @@ def make_plan(
     gather
         Where a unit ends and its output is exchanged: ``conv`` (after the convolution, as in the paper) or ``pool``
         (after the activation and pooling that follow it).
+    head
+        Who computes the fully connected layers: ``root``, rank 0 alone, or ``split``, every rank some of the features.
+        A Graph has its ``gather`` and ``head`` already.
 
     Raises
     ------
     UsageError
-        Unknown scheme, or shares that do not fit.
+        Unknown scheme, gather or head, or shares that do not fit.
     ModelError
         A layer that cannot be split, named.
     """
@@ -262,10 +271,10 @@ def make_plan(
     else:
         from mpiconv.nets.trace import trace
 
-        graph = trace(model, picture, gather=gather).graph
+        graph = trace(model, picture, gather, head).graph
     parts = normalised([1.0] * ranks if shares is None else shares, ranks)
     boxes = boxes_of(scheme, graph, parts)
-    schemes = tuple(ROOT_ALONE if unit.opaque else scheme for unit in graph.body)
+    schemes = tuple(ROOT_ALONE if unit.opaque else scheme_of(scheme, unit) for unit in graph.body)
     plan = Plan(graph, schemes, tuple(parts), batch, tuple(tuple(row) for row in boxes))
     _ = plan.exchanges
     return plan

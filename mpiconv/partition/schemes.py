@@ -16,7 +16,13 @@ Scheme = Callable[[Graph, Sequence[float]], Boxes]
 
 PIECES_EACH = 4
 
+FEATURES = 16
+"""Cut at multiples of this, a matrix product of few pictures is bit for bit that of the whole (MKL sums in fours)."""
+
 SCHEMES: dict[str, Scheme] = {}
+
+BY_ROWS = ("wpm", "fused", "grid")
+"""Schemes that cut rows. A fully connected layer's map has only one, so there they cut its features like kernels."""
 
 
 def scheme(function: Scheme) -> Scheme:
@@ -38,15 +44,25 @@ def boxes_of(name: str, graph: Graph, shares: Sequence[float]) -> Boxes:
     for unit, row in zip(graph.body, boxes, strict=True):
         if unit.opaque:
             row[:] = [Box.whole(unit.out_shape), *(Box() for _ in shares[1:])]
+        elif scheme_of(name, unit) != name:
+            row[:] = by_channels(unit, shares)
     return boxes
 
 
+def scheme_of(name: str, unit: Unit) -> str:
+    """What a unit that can be split is split by, where the network is by the scheme ``name``."""
+    return "kpm" if unit.fully_connected and name in BY_ROWS else name
+
+
 def by_channels(unit: Unit, shares: Sequence[float], pieces: int = 0, within: Box | None = None) -> list[Box]:
-    """A slice of the unit's channels for every rank, each of so many equal pieces (0: channel by channel)."""
-    whole = within or Box.whole(unit.out_shape)
-    width = unit.out_shape[0] // pieces if pieces else 1
-    parts = split(unit.out_shape[0] // width, shares)
-    return [Box(Span(part.lo * width, part.hi * width), whole.rows, whole.columns) for part in parts]
+    """A slice of the unit's channels for every rank, each of so many equal pieces (0: channel by channel).
+
+    A fully connected layer's are always cut at multiples of ``FEATURES``.
+    """
+    whole, count = within or Box.whole(unit.out_shape), unit.out_shape[0]
+    width = FEATURES if unit.fully_connected else count // pieces if pieces else 1
+    parts = split(-(-count // width), shares)
+    return [Box(Span(part.lo * width, min(part.hi * width, count)), whole.rows, whole.columns) for part in parts]
 
 
 def lined_up(graph: Graph, shares: Sequence[float]) -> list[int]:
@@ -126,13 +142,14 @@ def grid(graph: Graph, shares: Sequence[float]) -> Boxes:
 def fused(graph: Graph, shares: Sequence[float]) -> Boxes:
     """Bands of the last units' rows, and all that they need before: more to compute, nothing to exchange between.
 
-    What needs a whole map (the head, a global pooling) gets it by an exchange, behind which it goes on so.
+    What needs a whole map (the head, a fully connected layer, a global pooling) gets it by an exchange, behind which
+    it goes on so.
     """
     body = graph.body
     boxes: Boxes = [[Box()] * len(shares) for _ in body]
     for i in reversed(range(len(body))):
         readers = graph.consumers(i)
-        barriers = [j for j in readers if graph.units[j].opaque or graph.units[j].layers[0].spans_map]
+        barriers = [j for j in readers if _needs_all(graph.units[j])]
         last = by_rows(body[i], shares) if barriers else boxes[i]
         needs = [
             [need for j in readers if j not in barriers for need in needs_of(graph.units[j], boxes[j][rank], i)]
@@ -140,3 +157,8 @@ def fused(graph: Graph, shares: Sequence[float]) -> Boxes:
         ]
         boxes[i] = [hull([own, *rest]) for own, rest in zip(last, needs, strict=True)]
     return boxes
+
+
+def _needs_all(unit: Unit) -> bool:
+    """Whether any part of the unit's output needs all rows of what it reads."""
+    return unit.opaque or unit.fully_connected or unit.layers[0].spans_map

@@ -270,7 +270,7 @@ def distribute(
             raise UsageError("rank 0 has to pass the model and the plan")
         if plan.ranks != comm.size:
             raise UsageError(f"the plan is for {plan.ranks} ranks and {comm.size} are running")
-        traced = trace(model, plan.graph.input_shape, plan.graph.gather)
+        traced = trace(model, plan.graph.input_shape, plan.graph.gather, plan.graph.head)
         if traced.graph.units != plan.graph.units:
             raise PlanError(f"the plan was made for another network than {traced.graph.model}: make a new one")
         state = model.state_dict()

@@ -66,7 +66,7 @@ def _folded_into(conv: Layer, kernels: Weights, norm: Layer, weights: Weights) -
         shift = shift + weights["bias"].double()
     if "bias" in kernels:
         shift = shift + kernels["bias"].double() * scale
-    kernel = kernels["weight"].double() * scale.view(-1, 1, 1, 1)
+    kernel = kernels["weight"].double() * scale.view(-1, *[1] * (kernels["weight"].dim() - 1))
     return replace(conv, name=norm.name), {**kernels, "weight": kernel.float(), "bias": shift.float()}
 
 
@@ -100,6 +100,12 @@ def _with(function: str, value: Any, *, reverse: bool) -> Operation:
 
 def _scale(layer: Layer, box: Box, held: Box, weights: Weights) -> Operation:
     return _with(layer.options["function"], weights["other"], reverse=layer.options["reverse"])
+
+
+def _linear(layer: Layer, box: Box, held: Box, weights: Weights) -> Operation:
+    """A slice of a fully connected layer's features, of the whole map."""
+    weight, bias = weights["weight"], weights.get("bias")
+    return lambda x: F.linear(x.flatten(1), weight, bias)[:, :, None, None]
 
 
 def _prelu(layer: Layer, box: Box, held: Box, weights: Weights) -> Operation:
@@ -288,6 +294,7 @@ BUILDERS: dict[str, Callable[[Layer, Box, Box, Weights], Operation]] = {
     "elementwise": _elementwise,
     "groupnorm": _group_norm,
     "layernorm": _layer_norm,
+    "linear": _linear,
     "lrn": _lrn,
     "pad": _pad,
     "pixelshuffle": _pixel_shuffle,

@@ -17,7 +17,7 @@ from mpiconv.study.runs import Run, baseline, by_network, load_runs, summary_row
 from mpiconv.study.style import pyplot, save
 
 FACTS = (
-    "command_line", "weights", "scheme", "shares", "gather", "batch", "repeats", "warmup", "created", "creator",
+    "command_line", "weights", "scheme", "shares", "gather", "head", "batch", "repeats", "warmup", "created", "creator",
     "git_commit", "mpi_library", "torch_version",
 )  # fmt: skip
 HIGH_POWER_W = 100.0
