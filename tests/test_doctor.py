@@ -143,7 +143,7 @@ def test_a_paced_computation_takes_its_time():
     begin = time.perf_counter()
     assert paced() == "done"
     assert time.perf_counter() - begin >= 0.08
-    assert paced.calls == 1
+    assert paced.calls == 0, "the first ones are for finding out how long it takes"
 
 
 def test_times_are_given_undilated():
