@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -68,7 +69,6 @@ KNOBS = (
             ("--overlap on", {"overlap": "on"}, 3),
             ("--wait sleep", {"wait": "sleep"}, 3),
             ("--wire float16", {"wire": "float16"}, 3),
-            ("--wire int8", {"wire": "int8"}, 3),
             ("--in-flight 2", {"in_flight": 2}, 8),
         )
     ),
@@ -226,18 +226,35 @@ class Team:
 
     def __init__(self, contender: Contender, name: str, conv_part: bool, log: Any) -> None:
         self.contender = contender
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            server.settimeout(START_S)
-            me = [sys.executable, str(Path(__file__).resolve()), "--contender", json.dumps(asdict(contender))]
-            me += ["--network", name, "--port", str(server.getsockname()[1]), *(["--conv-part"] if conv_part else [])]
-            launch = ["mpirun", "-n", str(contender.ranks), "--bind-to", "none"] if contender.ranks > 1 else []
-            environment = os.environ | {"OMP_NUM_THREADS": str(contender.threads)}
-            self.process = subprocess.Popen([*launch, *me], stdout=log, stderr=log, env=environment)
-            self.lines: dict[int, Any] = {}
-            while len(self.lines) < contender.ranks:
-                line, _ = server.accept()
-                reader = line.makefile("r")
-                self.lines[json.loads(reader.readline())["rank"]] = (line, reader)
+        self.lines: dict[int, Any] = {}
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.deadline = perf_counter() + START_S
+        me = [sys.executable, str(Path(__file__).resolve()), "--contender", json.dumps(asdict(contender))]
+        me += ["--network", name, "--port", str(self.server.getsockname()[1]), *(["--conv-part"] if conv_part else [])]
+        launch = ["mpirun", "-n", str(contender.ranks), "--bind-to", "none"] if contender.ranks > 1 else []
+        environment = os.environ | {"OMP_NUM_THREADS": str(contender.threads)}
+        self.process = subprocess.Popen(
+            [*launch, *me], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+
+    def await_all(self) -> None:
+        """Wait until all its ranks are ready.
+
+        Raises OSError or ValueError where one is not, in time.
+        """
+        while len(self.lines) < self.contender.ranks:
+            if self.process.poll() is not None:
+                raise OSError(f"it ended with status {self.process.returncode}")
+            self.server.settimeout(1)
+            try:
+                line, _ = self.server.accept()
+            except TimeoutError:
+                if perf_counter() > self.deadline:
+                    raise
+                continue
+            line.settimeout(START_S)
+            reader = line.makefile("r")
+            self.lines[json.loads(reader.readline())["rank"]] = (line, reader)
 
     def run(self, count: int) -> dict[str, Any]:
         """Let it do so many pictures; what its first rank measured."""
@@ -251,14 +268,15 @@ class Team:
 
     def end(self) -> None:
         """Let it go."""
+        self.server.close()
         for line, _ in self.lines.values():
             with ExitStack() as quiet:
                 quiet.callback(line.close)
                 line.sendall(b"0\n")
         try:
-            self.process.wait(30)
+            self.process.wait(10 if self.lines else 0)
         except subprocess.TimeoutExpired:
-            self.process.terminate()
+            os.killpg(self.process.pid, signal.SIGTERM)
 
 
 def measure(label: str, rounds: int) -> dict[str, Any]:
@@ -267,21 +285,23 @@ def measure(label: str, rounds: int) -> dict[str, Any]:
 
     name, conv_part, contenders = NETWORKS[label]
     with ExitStack() as stack, tempfile.TemporaryFile("w+") as log:
-        teams = []
+        started, teams = [], []
         for contender in contenders:
             if contender.engine in ("onnxruntime", "distvae") and find_spec(contender.engine) is None:
                 print(f"not measured: {contender.name} (pip install {contender.engine})", file=sys.stderr)
                 continue
-            try:
-                team = Team(contender, name, conv_part, log)
-            except (OSError, ValueError, TimeoutError) as error:
-                log.seek(0)
-                said = [line for line in log.read().splitlines() if line.strip()][-1:]
-                print(f"not measured: {contender.name} on {label}: {error} {said}", file=sys.stderr)
-                continue
+            team = Team(contender, name, conv_part, log)
             stack.callback(team.end)
-            team.run(3)
-            teams.append(team)
+            started.append(team)
+        for team in started:
+            try:
+                team.await_all()
+                team.run(3)
+                teams.append(team)
+            except (OSError, ValueError, RuntimeError) as error:  # noqa: PERF203 - the others go on
+                log.seek(0)
+                said = [line for line in log.read().splitlines() if "Error" in line][-1:]
+                print(f"not measured: {team.contender.name} on {label}: {error} {said}", file=sys.stderr)
         times: dict[str, list[float]] = {team.contender.name: [] for team in teams}
         overhead: dict[str, list[float]] = {}
         for _ in tqdm(range(rounds), desc=label, unit="round", disable=not sys.stderr.isatty()):
