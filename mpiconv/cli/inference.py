@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from mpiconv.cli.options import pace_of, settings_of
 from mpiconv.cli.setup import REPEATS, Job, prepare
 from mpiconv.cli.startup import Startup
 from mpiconv.cli.tables import latency, ranks_at_work, summary, throughput_fps, where_time_went
-from mpiconv.errors import MpiconvError
+from mpiconv.errors import MpiconvError, UsageError
 from mpiconv.measure import Record
 from mpiconv.measure.energy import EnergyProfile
 from mpiconv.measure.results import check_writable, write_results
@@ -33,6 +34,7 @@ from mpiconv.runtime.engine import DistributedNet, distribute
 from mpiconv.runtime.messages import on_root
 from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.stopping import Stopping
+from mpiconv.runtime.weights import readers_of
 from mpiconv.runtime.wire import WIRES
 from mpiconv.runtime.world import join_world, on_terminal
 from mpiconv.signals import Caught
@@ -64,8 +66,9 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     if job is not None:
         _notes(arguments, job)
     pace = pace_of(arguments, comm.rank, comm.size)
+    settings = _with_file(arguments, settings_of(arguments, pace), comm)
     startup.done("model, plan and pictures")
-    net = distribute(job.model if job else None, job.plan if job else None, comm, settings_of(arguments, pace))
+    net = distribute(job.model if job else None, job.plan if job else None, comm, settings)
     startup.done("weights to the ranks")
     stopping = Stopping(comm, caught)
     if job is None:
@@ -83,6 +86,24 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     if ended_early:
         _tell_early(ended_early, done, job, arguments)
     return _finish(arguments, job, record, outputs, net, ended_early, startup)
+
+
+def _with_file(arguments: argparse.Namespace, settings: Settings, comm: MPI.Intracomm) -> Settings:
+    """The settings with the ranks that read their weights from the file, where that is asked for. Collective.
+
+    Raises UsageError where there is no file that slices can be read from.
+    """
+    if arguments.weights_on == "root":
+        return settings
+    path = arguments.weights or ""
+    if not path.endswith(".safetensors"):
+        raise UsageError(f"--weights-on every wants --weights FILE.safetensors, not {path or 'none'}")
+    readers = readers_of(comm, path)
+    without = sorted(set(range(1, comm.size)) - set(readers))
+    if comm.rank == 0 and without and not arguments.quiet:
+        ranks = ", ".join(map(str, without))
+        print(f"mpiconv: note: sent their weights, having no {path}: rank {ranks}", file=sys.stderr, flush=True)
+    return replace(settings, weights_file=path, readers=readers)
 
 
 def _frames(arguments: argparse.Namespace, job: Job) -> int:
@@ -299,6 +320,7 @@ def _attributes(
         "shares": list(plan.shares),
         "gather": plan.graph.gather,
         "head": plan.graph.head,
+        "weights_on": arguments.weights_on,
         "plan": plan.to_json(),
         "input_shape": list(plan.input_shape),
         "batch": plan.batch,

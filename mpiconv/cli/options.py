@@ -35,6 +35,17 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=0, help="seed of random weights and pictures (default: %(default)s)")
 
 
+def add_weights_on(parser: argparse.ArgumentParser) -> None:
+    """Where the ranks get their slices of the weights from."""
+    parser.add_argument(
+        "--weights-on",
+        choices=("root", "every"),
+        default="root",
+        help="with --weights FILE.safetensors: rank 0 sends the others their slices, or every rank that has the file "
+        "under the same path reads its own there (default: root)",
+    )
+
+
 def add_split_options(parser: argparse.ArgumentParser) -> None:
     """Who computes what: scheme, shares, offload, gather, head."""
     group = parser.add_argument_group("split")

@@ -10,6 +10,7 @@ from mpiconv.cli.options import (
     add_engine_options,
     add_model_options,
     add_split_options,
+    add_weights_on,
     positive,
     rate,
     whole,
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model_options(parser)
     add_split_options(parser)
+    add_weights_on(parser)
     parser.add_argument("--plan", metavar="FILE", help="a plan saved by mpiconv plan, instead of --scheme and --shares")
     measure = parser.add_argument_group("measuring")
     measure.add_argument(

@@ -308,7 +308,7 @@ def _computes(
     Unit by unit the weights are sent and made into what computes, so that no rank has room for more than its slices.
     Collective.
     """
-    receive, held = UnitWeights(plan, state, comm), 0
+    receive, held = UnitWeights(plan, state, comm, settings.weights_file, settings.readers), 0
     found: list[list[Compute | None]] = []
     for index, unit in enumerate(plan.graph.body):
         weights, whole = receive(index), plan.boxes[index][comm.rank]

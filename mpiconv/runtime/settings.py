@@ -34,6 +34,9 @@ class Settings:
         Emulates a slower device: this rank computes so many times slower than its core, by sleeping.
     dilation
         The times of the merged record are divided by it, where everything was slowed down so many times.
+    weights_file, readers
+        The safetensors file that the model's weights came from, and the ranks that read their slices from it instead
+        of receiving them: those that ``mpiconv.runtime.weights.readers_of`` found to have it.
     """
 
     compute: str = "auto"
@@ -43,6 +46,8 @@ class Settings:
     in_flight: int = 1
     pace: float = 1.0
     dilation: float = 1.0
+    weights_file: str = ""
+    readers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name, known in (("compute", COMPUTES), ("wait", WAITS), ("wire", tuple(WIRES)), ("overlap", OVERLAPS)):

@@ -1,4 +1,4 @@
-"""Every rank gets the kernels of its boxes from rank 0, and no others, by the same exchange rule as the maps."""
+"""Every rank gets the kernels of its boxes, and no others: from rank 0 by the same exchange as maps, or from a file."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import torch
 
 from mpiconv.errors import ModelError
 from mpiconv.nets.layers import rows_of
+from mpiconv.nets.slices import WeightsFile, fingerprint
 from mpiconv.partition import Box, Span
 from mpiconv.partition.exchange import exchange
 from mpiconv.partition.plan import ROOT, Plan
 from mpiconv.partition.receptive import layer_boxes
 from mpiconv.runtime.exchange import Exchanger, Groups
+from mpiconv.runtime.messages import allgather_json, bcast_json, on_root
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from mpi4py import MPI
 
@@ -42,12 +44,36 @@ def _fits(param: Param, tensor: torch.Tensor) -> bool:
         return False
 
 
-class UnitWeights:
-    """Sends every rank its slices of the tensors, unit by unit."""
+def readers_of(comm: MPI.Intracomm, path: str) -> tuple[int, ...]:
+    """The ranks but the root that have the same weights file as the root under this path. Collective.
 
-    def __init__(self, plan: Plan, state: Mapping[str, torch.Tensor], comm: MPI.Intracomm) -> None:
-        self.plan, self.state, self.comm = plan, state, comm
+    Raises ModelError on every rank if one has another file there; it is named.
+    """
+    found = allgather_json(comm, fingerprint(path))
+
+    def compare() -> list[int]:
+        for rank, mark in enumerate(found):
+            if mark and mark != found[ROOT]:
+                raise ModelError(f"rank {rank} has another file {path} than rank {ROOT}: copy it anew, or remove it")
+        return [rank for rank, mark in enumerate(found) if mark and rank != ROOT]
+
+    return tuple(bcast_json(comm, on_root(comm, compare)))
+
+
+class UnitWeights:
+    """Gets every rank its slices of the tensors, unit by unit: ``readers`` from a file, the others from the root."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        state: Mapping[str, torch.Tensor],
+        comm: MPI.Intracomm,
+        path: str = "",
+        readers: Collection[int] = (),
+    ) -> None:
+        self.plan, self.state, self.comm, self.readers = plan, state, comm, readers
         self.groups: Groups = {}
+        self.file = WeightsFile(path) if comm.rank in readers else None
 
     def __call__(self, index: int) -> LayerWeights:
         """For every layer of a unit of the body, this rank's slices of the tensors by role. Collective.
@@ -61,12 +87,19 @@ class UnitWeights:
         for i, layer in enumerate(unit.layers):
             params = () if layer.opaque else layer.params
             spans = [part[i].channels for part in parts]
-            tensors = {param.role: _slice(param, spans, self.state, self.comm, self.groups) for param in params}
+            tensors = {param.role: self._slice(param, spans) for param in params}
             mine.append({role: tensor for role, tensor in tensors.items() if tensor is not None})
         return mine
 
+    def _slice(self, param: Param, spans: list[Span]) -> torch.Tensor | None:
+        """This rank's rows of one tensor, None if they are none. Collective."""
+        sent = [Span() if rank in self.readers else span for rank, span in enumerate(spans)]
+        received = _sent(param, sent, self.state, self.comm, self.groups)
+        mine = spans[self.comm.rank]
+        return self.file.rows(param, mine.lo, mine.hi) if self.file is not None and mine else received
 
-def _slice(
+
+def _sent(
     param: Param,
     spans: list[Span],
     state: Mapping[str, torch.Tensor],

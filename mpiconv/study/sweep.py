@@ -28,9 +28,9 @@ GRACE_S = 10
 LAUNCHER = "mpirun -n {ranks}"
 TABLES = ("launcher", "timeout_s", "fixed", "grid")
 OPTIONS = (
-    "model", "weights", "classes", "input_size", "batch", "seed", "scheme", "shares", "offload", "gather", "head",
-    "image", "data", "held_out", "repeats", "warmup", "threads", "check", "link_rate", "energy", "pace", "dilation",
-    "ranks",
+    "model", "weights", "weights_on", "classes", "input_size", "batch", "seed", "scheme", "shares", "offload", "gather",
+    "head", "image", "data", "held_out", "repeats", "warmup", "threads", "check", "link_rate", "energy", "pace",
+    "dilation", "ranks",
 )  # fmt: skip
 
 
