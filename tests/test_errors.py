@@ -83,7 +83,7 @@ PLACES = {
     "preparing": "mpiconv.runtime.engine:LocalUnit",
     "exchange": "mpiconv.runtime.exchange:Exchanger._allgatherv",
     "compute": "mpiconv.runtime.compute:LocalUnit.__call__",
-    "collecting": "mpiconv.runtime.engine:peak_rss_bytes",
+    "collecting": "mpiconv.runtime.recording:peak_rss_bytes",
 }
 
 

@@ -15,6 +15,8 @@ import mpiconv.cli.startup
 from mpiconv.errors import MpiconvError
 from mpiconv.runtime import openmpi
 
+openmpi.configure()
+
 COMMANDS = {
     "run": "infer over pictures, a folder or random input, split over the ranks (under mpirun)",
     "model": "the paper's equations per layer: computation, memory, communication; its figures",
@@ -40,7 +42,6 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; on an error every rank of the job is ended."""
     words = list(sys.argv[1:] if argv is None else argv)
-    openmpi.configure()
     try:
         return _main(words)
     except SystemExit as stop:
