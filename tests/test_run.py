@@ -22,9 +22,19 @@ JSON_KEYS = {
 DIGITS = [str(PICTURES / f"digit-{digit}.png") for digit in range(10)]
 
 
-@pytest.mark.parametrize("scheme", ["single", "kpm", "wpm"])
-@pytest.mark.parametrize("model", ["alexnet", "vgg11"])
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize(
+    ("ranks", "model", "scheme"),
+    [
+        (1, "alexnet", "single"),
+        (2, "vgg11", "kpm"),
+        (2, "vgg11", "wpm"),
+        (3, "alexnet", "single"),
+        (3, "alexnet", "kpm"),
+        (3, "alexnet", "wpm"),
+        (4, "vgg11", "kpm"),
+        (6, "alexnet", "wpm"),
+    ],
+)
 def test_exact(ranks, model, scheme):
     ended = mpiconv(
         ranks, "run", "--model", model, "--scheme", scheme, "--check", "--json", "--repeats", 2, "--warmup", 0
@@ -38,7 +48,7 @@ def test_exact(ranks, model, scheme):
 
 @pytest.mark.parametrize(
     ("ranks", "model", "scheme"),
-    [(3, "mobilenet_v2", "kpm"), (2, "squeezenet1_1", "wpm"), (4, "resnet18", "grid"), (3, "vgg11_bn", "kpm")],
+    [(3, "mobilenet_v2", "kpm"), (2, "squeezenet1_1", "wpm"), (4, "resnet18", "grid")],
 )
 def test_other_models_are_exact(ranks, model, scheme):
     words = ["--model", model, "--input-size", "64x64", "--scheme", scheme, "--check", "--json", "--repeats", 1]

@@ -53,7 +53,6 @@ def ended(process, seconds=SECONDS_TO_END) -> Ended:
         pytest.param(3, 2, "SIGUSR1", ["--scheme", "kpm"], id="last-rank"),
         pytest.param(3, 1, "SIGTERM", ["--scheme", "wpm", "--shares", "1,0,1"], id="idle-rank"),
         pytest.param(3, 0, "SIGTERM", ["--scheme", "kpm"], id="root"),
-        pytest.param(1, 0, "SIGUSR1", [], id="alone"),
     ],
 )
 def test_a_rank_is_signalled(ranks, rank, name, words, tmp_path):

@@ -89,7 +89,7 @@ def test_alexnet_learns_cifar10_and_goes_on_as_if_it_had_not_stopped(tmp_path):
 
 
 def test_a_signal_leaves_a_whole_checkpoint(tmp_path):
-    words = ["train", *WORDS, "--epochs", 60, "--json"]
+    words = ["train", *WORDS, "--epochs", 16, "--json"]
     whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
     wanted = mpiconv(0, *words, "--output", whole, cwd=ROOT).json
     command = [sys.executable, "-m", "mpiconv", *map(str, words), "--output", str(stopped)]
@@ -104,7 +104,7 @@ def test_a_signal_leaves_a_whole_checkpoint(tmp_path):
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {f"{name}.{end}" for name in ("whole", "stopped") for end in ("safetensors", "checkpoint")}
     done = len(torch.load(checkpoint_of(stopped), weights_only=True)["epochs"])
-    assert 1 <= done < 60
+    assert 1 <= done < 16
     ended = mpiconv(0, *words, "--output", stopped, "--resume", cwd=ROOT)
     assert ended.status == 0, ended.err
     for found, epoch in zip(ended.json["epochs"], wanted["epochs"], strict=True):
@@ -258,7 +258,7 @@ def test_numbers_out_of_range(kind, texts):
 def test_a_rank_that_fails_ends_all(tmp_path):
     words = ["train", *map(str, WORDS), "--output", str(tmp_path / "w.safetensors")]
     usual = mpiconv(2, *words, cwd=ROOT).seconds
-    for rank in (0, 1):
+    for rank in (1,):
         broken = [sys.executable, "-m", "tests.broken_rank", str(rank), "mpiconv.training.trainer:change"]
         ended = execute(["mpirun", "-n", "2", *broken, *words], cwd=ROOT)
         assert_fails(ended, 1, f"rank {rank}: RuntimeError:", "is broken here")
