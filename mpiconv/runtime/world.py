@@ -112,7 +112,7 @@ def fail(message: str, status: int) -> NoReturn:
     """
     rank = launcher_rank()
     if rank:
-        time.sleep(min(0.5 + 0.25 * rank, 3.0))
+        time.sleep(min(0.5 + 0.6 * rank, 3.5))
     print(f"mpiconv: error: {message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     if "mpi4py.MPI" in sys.modules:
