@@ -258,7 +258,6 @@ def test_recording_costs_less_than_a_hundredth():
     """Stamping a unit, the only thing recorded per repeat, against the shortest inference of the smallest model."""
     model = package.load_model("digits").eval()
     image = torch.zeros(1, 1, 32, 32)
-    stamps = np.empty((4, 3))
     runs, costs = [], []
     with torch.inference_mode():
         model(image)
@@ -266,12 +265,12 @@ def test_recording_costs_less_than_a_hundredth():
             begin = time.perf_counter()
             model(image)
             middle = time.perf_counter()
-            for u in range(4):
-                for i in range(3):
-                    stamps[u, i] = time.perf_counter()
+            stamps = []
+            for _ in range(4 * 3):
+                stamps.append(time.perf_counter())
             costs.append(time.perf_counter() - middle)
             runs.append(middle - begin)
-    assert np.percentile(costs, 25) < 0.01 * np.median(runs)
+    assert np.median(costs) < 0.01 * np.median(runs)
 
 
 def test_a_run_is_explained_and_its_clocks_agree(tmp_path):

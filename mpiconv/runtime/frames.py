@@ -109,13 +109,13 @@ class Slot:
 
         The output is the head's on the root, None elsewhere.
         """
-        stamps = np.empty((len(self.steps), 3))
+        stamps: list[float] = []
         maps: dict[int, torch.Tensor | None] = {PICTURE: images}
         pending: dict[int, list[MPI.Request]] = {}
         output: Any = None
         begin = perf_counter()
         for index, step in enumerate(self.steps):
-            stamps[index, 0] = perf_counter()
+            stamps.append(perf_counter())
             for source in step.exchanges:
                 if source not in pending:
                     pending[source] = self.exchangers[source][0].start(maps[source])
@@ -125,7 +125,7 @@ class Slot:
             for source in step.exchanges:
                 for exchanger in self.exchangers[source]:
                     maps[source] = exchanger.finish()
-            stamps[index, 1] = perf_counter()
+            stamps.append(perf_counter())
             if step.early:
                 pending[index] = []
             for number, piece in enumerate(step.pieces):
@@ -136,8 +136,9 @@ class Slot:
             maps[index] = output
             for source in step.finished:
                 del maps[source]
-            stamps[index, 2] = perf_counter()
-        return output, stamps, perf_counter() - begin
+            stamps.append(perf_counter())
+        seconds = perf_counter() - begin
+        return output, np.array(stamps).reshape(-1, 3), seconds
 
 
 def around_of(plan: Plan, source: int, rank: int) -> Around | None:
