@@ -197,10 +197,9 @@ class DistributedNet:
     def _work(
         self, slot: Slot, images: torch.Tensor | None, number: int
     ) -> Generator[list[MPI.Request], None, tuple[Any, bool]]:
-        output, stamps, seconds = yield from slot.run(images)
-        begin = perf_counter()
+        output, stamps = yield from slot.run(images)
         output = tree_map_only(torch.Tensor, self._own_copy, output) if self.comm.rank == ROOT else None
-        self._recorder.add(number, stamps, seconds + perf_counter() - begin)
+        self._recorder.add(number, stamps, perf_counter() - stamps[0])
         return output, False
 
     def _opened(self, slot: Slot, source: Iterator[torch.Tensor]) -> _Frame:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from mpiconv.nets.graph import PICTURE, Unit
@@ -104,18 +103,17 @@ class Slot:
             found.append((source, None if whole else (slice(None), *need.within(last.frame)) if need else ()))
         return tuple(found)
 
-    def run(self, images: torch.Tensor | None) -> Generator[list[MPI.Request], None, tuple[Any, np.ndarray, float]]:
-        """One frame: yields requests whenever it has to wait for them; returns output, (unit, 3) stamps, seconds.
+    def run(self, images: torch.Tensor | None) -> Generator[list[MPI.Request], None, tuple[Any, list[float]]]:
+        """One frame: yields requests whenever it has to wait for them; returns output and stamps.
 
-        The output is the head's on the root, None elsewhere.
+        The output is the head's on the root, None elsewhere. Stamped are the start of the frame and, of every unit, the
+        ends of its exchange and of its computing, which is where the next one starts.
         """
-        stamps: list[float] = []
         maps: dict[int, torch.Tensor | None] = {PICTURE: images}
         pending: dict[int, list[MPI.Request]] = {}
         output: Any = None
-        begin = perf_counter()
+        stamps = [perf_counter()]
         for index, step in enumerate(self.steps):
-            stamps.append(perf_counter())
             for source in step.exchanges:
                 if source not in pending:
                     pending[source] = self.exchangers[source][0].start(maps[source])
@@ -137,8 +135,7 @@ class Slot:
             for source in step.finished:
                 del maps[source]
             stamps.append(perf_counter())
-        seconds = perf_counter() - begin
-        return output, np.array(stamps).reshape(-1, 3), seconds
+        return output, stamps
 
 
 def around_of(plan: Plan, source: int, rank: int) -> Around | None:

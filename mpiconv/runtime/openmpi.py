@@ -6,9 +6,9 @@ import os
 
 SETTINGS = {"btl": "^ofi", "btl_tcp_flags": "1", "coll_libnbc_ibcast_algorithm": "3"}
 """Without the one-sided transport over libfabric, which is not used here and sleeps a second in MPI_Init (1.08 s with
-it, 0.10 s without). Plain sends, since the requests of its PUT protocol queue behind data that goes the other way, and broadcasts handed
-on in pieces from rank to rank, since the root else sends all of it to every rank. AlexNet by kernels on 8 ranks over
-emulated links of 10 MB/s: 453 ms in place of 847 ms (measured with blocking broadcasts)."""
+it, 0.10 s without). Plain sends, since the requests of its PUT protocol queue behind data that goes the other way, and
+broadcasts handed on in pieces from rank to rank, since the root else sends all of it to every rank. AlexNet by kernels
+on 8 ranks over emulated links of 10 MB/s: 453 ms in place of 847 ms (measured with blocking broadcasts)."""
 
 
 def configure() -> None:

@@ -35,14 +35,14 @@ class Recorder:
     ) -> None:
         self.plan, self.comm, self.weight_bytes = plan, comm, weight_bytes
         self._counters, self._paced = counters, paced
-        self._stamps: dict[int, np.ndarray] = {}
+        self._stamps: dict[int, list[float]] = {}
         self._latency: dict[int, float] = {}
         self.calls = 0
         hosts = allgather_json(comm, socket.gethostname())
         self._meter, self.no_meter = find_meter() if hosts.index(hosts[comm.rank]) == comm.rank else (None, "")
 
-    def add(self, number: int, stamps: np.ndarray, latency_s: float) -> None:
-        """Note frame ``number``: (unit, 3) stamps and what it took on this rank."""
+    def add(self, number: int, stamps: list[float], latency_s: float) -> None:
+        """Note frame ``number``: its start, the ends of every unit's exchange and computing; what it took here."""
         self._stamps[number], self._latency[number] = stamps, latency_s
         self.calls += 1
 
@@ -58,7 +58,8 @@ class Recorder:
         """What this rank measured, its times on its own clock."""
         units, rank, repeats = range(len(self.plan.graph.units)), self.comm.rank, len(self._stamps)
         numbers = sorted(self._stamps)
-        stamps = np.array([self._stamps[n] for n in numbers]).reshape(repeats, 1, len(units), 3)
+        ends = np.array([self._stamps[n] for n in numbers]).reshape(repeats, 1, 2 * len(units) + 1)
+        stamps = np.stack([ends[..., :-1:2], ends[..., 1::2], ends[..., 2::2]], axis=-1)
         joules = self._meter.stop() / max(repeats, 1) if self._meter is not None else np.nan
         counts = {
             name: self._count(name) for name in ("bytes_sent", "bytes_received", "multicast_bytes", "messages_sent")
