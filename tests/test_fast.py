@@ -25,6 +25,7 @@ from mpiconv.runtime.exchange import Memory, Parts
 from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.wire import WIRES
 from mpiconv.study.benchmark import Benchmark, chart, is_benchmark, page, table, targets
+from mpiconv.study.report import write_report
 from tests.simulated import assert_close
 
 needs_onednn = pytest.mark.skipif(not onednn.available(), reason="this torch has no oneDNN with reordered weights")
@@ -194,6 +195,14 @@ def test_benchmark_file_table_and_page(tmp_path):
     assert "| vgg11 | 1100.0 | 400.0 | 1.58 | 1.36 |" in page(again, "x.png")
     chart(again, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
+    beside = write_report([tmp_path / "b.h5"], tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text()
+    assert html.count("<img ") == 2
+    assert "a machine" in html
+    assert "<td>holds</td>" in html
+    assert sorted(path.name for path in beside.iterdir()) == [
+        f"benchmark-1-{number}.{kind}" for number in (1, 2) for kind in ("csv", "png", "svg")
+    ]
 
 
 def test_layers_of_a_band_fit():

@@ -7,7 +7,9 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``mpiconv report``."""
-    parser.add_argument("files", nargs="+", metavar="FILE.h5", help="result files of mpiconv run --output")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE.h5", help="result files of mpiconv run --output, of scripts/bench.py"
+    )
     parser.add_argument("--out", metavar="FILE", help="the page (default: report.html), figure or combined file")
     parser.add_argument("--title", metavar="TEXT", help="heading of the page (default: the models and number of runs)")
     parser.add_argument(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mpiconv.errors import MpiconvError, need
+from mpiconv.study.benchmark import AIMS, HEADER, Benchmark, contenders, is_benchmark, rows, targets
 from mpiconv.study.charts import OF_A_RUN, OF_SEVERAL
 from mpiconv.study.runs import Run, baseline, by_network, load_runs, summary_rows, trace_events, unit_rows
 from mpiconv.study.style import pyplot, save
@@ -38,7 +39,7 @@ def write_report(paths: Sequence[str | Path], out: str | Path, title: str | None
     Parameters
     ----------
     paths
-        Result files. Runs of different models are kept apart.
+        Result files and benchmarks of scripts/bench.py. Runs of different models are kept apart.
     out
         The page, ``report.html`` say; the other files go to ``report_files``.
     title
@@ -50,7 +51,8 @@ def write_report(paths: Sequence[str | Path], out: str | Path, title: str | None
         A file cannot be read or written, or an extra is not installed.
     """
     jinja2 = need("jinja2", "report")
-    runs = load_runs(paths)
+    timed = [path for path in paths if is_benchmark(path)]
+    runs = load_runs([path for path in paths if path not in timed])
     out = Path(out)
     beside = out.with_name(out.stem + "_files")
     try:
@@ -59,12 +61,11 @@ def write_report(paths: Sequence[str | Path], out: str | Path, title: str | None
         raise MpiconvError(f"cannot write to {beside}: {error.strerror}") from None
     groups: list[dict[str, Any]] = []
     for number, (network, group) in enumerate(by_network(runs).items(), 1):
-        rows = summary_rows(group)
         reference = baseline(group)
         groups.append(
             {
                 "network": " ".join(network),
-                "rows": rows,
+                "rows": summary_rows(group),
                 "compared_with": reference.name,
                 "compared_split": reference.split,
                 "figures": [
@@ -73,12 +74,15 @@ def write_report(paths: Sequence[str | Path], out: str | Path, title: str | None
                 "runs": [_about(run, beside, f"{number}-{i}") for i, run in enumerate(group, 1)],
             }
         )
-    _write_csv(beside / "summary.csv", [row for group in groups for row in group["rows"]])
-    _write_csv(beside / "units.csv", [row for run in runs for row in unit_rows(run)])
+    benchmarks = [_about_benchmark(Benchmark.load(path), beside, f"benchmark-{i}") for i, path in enumerate(timed, 1)]
+    if runs:
+        _write_csv(beside / "summary.csv", [row for group in groups for row in group["rows"]])
+        _write_csv(beside / "units.csv", [row for run in runs for row in unit_rows(run)])
     environment = jinja2.Environment(loader=jinja2.PackageLoader("mpiconv.study"), autoescape=True, trim_blocks=True)
     models = ", ".join(sorted({run.attribute("model") for run in runs}))
+    heading = f"{models}: {len(runs)} run{'s' if len(runs) > 1 else ''}" if runs else "Benchmark"
     page = environment.get_template("report.html").render(
-        title=title or f"{models}: {len(runs)} run{'s' if len(runs) > 1 else ''}", groups=groups, beside=beside.name
+        title=title or heading, groups=groups, benchmarks=benchmarks, beside=beside.name
     )
     _write_text(out, page)
     return beside
@@ -111,6 +115,20 @@ def _about(run: Run, beside: Path, key: str) -> dict[str, Any]:
         "equal": bool(run.data.attrs.get("check_equal", False)),
         "figures": [_draw(beside, f"{key}-{name}", heading, chart, run) for name, heading, chart in OF_A_RUN],
         "units": unit_rows(run),
+    }
+
+
+def _about_benchmark(result: Benchmark, beside: Path, key: str) -> dict[str, Any]:
+    """What the page says of one benchmark."""
+    networks = []
+    for number, (label, times) in enumerate(result.times.items(), 1):
+        table = [dict(zip(HEADER, row, strict=True)) for row in rows(times)]
+        _write_csv(beside / f"{key}-{number}.csv", table)
+        networks.append({"figure": _draw(beside, f"{key}-{number}", label, contenders, times), "rows": table})
+    return {
+        "about": f"{result.machine}; {result.created}",
+        "aims": [dict(zip(AIMS, row, strict=True)) for row in targets(result)],
+        "networks": networks,
     }
 
 
