@@ -6,6 +6,7 @@ Run by scripts/test.sh as ``mpirun -n N pytest -m parallel[N]``; every rank runs
 from __future__ import annotations
 
 import sys
+from functools import cache
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 import mpiconv
 from mpiconv.errors import ModelError, MpiconvError
 from mpiconv.measure.record import peak_rss_bytes
+from mpiconv.nets.tracers import capture
 from mpiconv.partition import SCHEMES
 from mpiconv.runtime import DistributedNet
 from mpiconv.runtime.settings import Settings
@@ -85,6 +87,7 @@ NETS = {
 }
 
 
+@cache
 def built(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
     make, picture = NETS[name]
     with torch.random.fork_rng():
@@ -132,9 +135,19 @@ def compare(model: nn.Module, shape: tuple[int, ...], settings: Settings | None 
     assert not failure
 
 
+capture_once = cache(capture)
+
+
+@pytest.fixture
+def _captured_once(monkeypatch):
+    """Let torch.export, which takes seconds, do each of these nets once."""
+    monkeypatch.setattr(sys.modules["mpiconv.nets.trace"], "capture", capture_once)
+
+
 @pytest.mark.parallel(RANKS)
 @pytest.mark.parametrize("scheme", sorted(SCHEMES))
 @pytest.mark.parametrize("name", sorted(NETS))
+@pytest.mark.usefixtures("_captured_once")
 def test_split_equals_unsplit(name, scheme):
     model, picture = built(name)
     ranks = COMM.size
