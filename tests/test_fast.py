@@ -127,11 +127,12 @@ def test_wire_formats(name, channels_last):
     frame = Box.of([(0, 5), (2, 9), (0, 4)])
     boxes = [[Box.of([(0, 2), (2, 9), (0, 4)])], [Box.of([(2, 5), (3, 5), (1, 4)]), Box.of([(4, 5), (8, 9), (0, 1)])]]
     tensor = torch.randn(3, *frame.shape) * torch.tensor([1, 10, 1e3, 0, 1e-3]).view(1, 5, 1, 1)
-    sender, receiver = (Parts(frame, boxes, 3, memory, wire) for _ in range(2))
-    receiver.staging = torch.from_numpy(sender.pack(memory.stored(tensor)).copy())
     got = memory.empty(3, frame).fill_(torch.nan)
-    receiver.in_place = False
-    receiver.unpack(memory.stored(got))
+    sender = Parts(frame, boxes, 3, memory, wire)
+    receiver = Parts(frame, boxes, 3, memory, wire, memory.stored(got))
+    sender.pack(tensor)
+    receiver.fixed.copy_(sender.fixed)
+    receiver.unpack()
     for box in (box for peer in boxes for box in peer):
         where = (slice(None), *box.within(frame))
         error = (got[where] - tensor[where]).abs().amax((0, 2, 3))

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from mpi4py import MPI
 
 from mpiconv.partition import Box, Span
 from mpiconv.partition.box import union_size
 from mpiconv.runtime.waiting import Waiting
-from mpiconv.runtime.wire import FLOAT32, Wire
+from mpiconv.runtime.wire import FLOAT32, Parcel, Wire
 
 if TYPE_CHECKING:
     from mpiconv.partition import Exchange
 
 Groups = dict[tuple[int, ...], MPI.Intracomm]
 """The communicator of each group of ranks that a collective needed, made once."""
+
+Message = list[Any]
+"""What mpi4py takes as a buffer: memory, counts and offsets where there are several, type."""
 
 TAG = 7
 COLLECTIVES = ("bcast", "scatterv", "gatherv", "allgatherv")
@@ -94,10 +96,18 @@ class Memory:
 
 
 class Parts:
-    """Boxes of one tensor as a flat buffer of bytes with one part per peer.
+    """Boxes of one tensor as the memory of messages, one part per peer.
 
-    The buffer is the tensor's own memory where every part is one contiguous piece of it and travels as it is, else a
-    staging copy.
+    The memory is the tensor's own where every part is one contiguous piece of it and travels as it is, else a staging
+    copy. Whatever can be made ready is made once: between two computations the caches are cold, and each call of torch
+    or numpy then takes tens of us.
+
+    Parameters
+    ----------
+    frame
+        What the tensor holds.
+    stored
+        The tensor in the order of memory where it is always the same one; else ``pack`` and ``address`` are given it.
     """
 
     def __init__(
@@ -107,55 +117,62 @@ class Parts:
         batch: int,
         memory: Memory,
         wire: Wire = FLOAT32,
+        stored: torch.Tensor | None = None,
         *,
         disjoint: bool = True,
     ) -> None:
         flat = [box for peer in boxes for box in peer]
         elements, distinct = sum(box.size for box in flat), union_size(flat)
-        self.memory, self.wire = memory, wire
+        self.memory = memory
         sizes = [[wire.size(memory.shape(batch, box), memory.channel_axis) for box in peer] for peer in boxes]
         self.counts = [sum(peer) for peer in sizes]
         self.total = sum(self.counts)
         self.distinct = self.total * distinct // elements if elements else 0
         single = all(len(peer) <= 1 for peer in boxes) and all(memory.contiguous(box, frame, batch) for box in flat)
         self.in_place = wire is FLOAT32 and single and (not disjoint or distinct == elements)
+        self.parcels: list[tuple[int, Parcel, tuple[slice, ...], torch.Tensor | None]] = []
         if self.in_place:
             self.offsets = [FLOAT32.item_bytes * memory.offset(peer[0], frame) if peer else 0 for peer in boxes]
-            self.staging = None
+            self.fixed = stored
         else:
             self.offsets = [sum(self.counts[:i]) for i in range(len(self.counts))]
-            self.staging = torch.empty(self.total, dtype=torch.uint8)
-        self.slots: list[tuple[int, tuple[slice, ...], slice]] = []
-        for owner, (peer, lengths, offset) in enumerate(zip(boxes, sizes, self.offsets, strict=True)):
-            start = offset
-            for box, length in zip(peer, lengths, strict=True):
-                self.slots.append((owner, memory.where(box, frame), slice(start, start + length)))
-                start += length
+            self.fixed = torch.empty(self.total, dtype=torch.uint8)
+            for owner, (peer, lengths, start) in enumerate(zip(boxes, sizes, self.offsets, strict=True)):
+                for box, length in zip(peer, lengths, strict=True):
+                    room = self.fixed[start : start + length]
+                    parcel = wire.parcel(room, memory.shape(batch, box), memory.channel_axis)
+                    where = memory.where(box, frame)
+                    self.parcels.append((owner, parcel, where, None if stored is None else stored[where]))
+                    start += length  # noqa: PLW2901
 
-    def pack(self, stored: torch.Tensor, peer: int | None = None) -> np.ndarray:
-        """The flat buffer with the parts of a tensor in it, all of them or one peer's; ``stored`` as ``target``'s."""
-        if self.staging is not None:
-            for owner, where, place in self.slots:
-                if peer is None or owner == peer:
-                    self.wire.encode(stored[where], self.staging[place], self.memory.channel_axis)
-        return self.target(stored)
+    def pack(self, tensor: torch.Tensor | None = None, peer: int | None = None) -> None:
+        """Copy the parts, or one peer's, from the tensor (N, C, H, W) to where messages are sent from."""
+        stored = None
+        for owner, parcel, where, there in self.parcels:
+            if peer is None or owner == peer:
+                if there is None and stored is None:
+                    stored = self.memory.turned(_given(tensor))
+                parcel.write(_given(stored)[where] if there is None else there)
 
-    def target(self, stored: torch.Tensor) -> np.ndarray:
-        """The flat buffer to receive into; ``stored`` is the tensor in the order of memory."""
-        flat = stored.reshape(-1).view(torch.uint8) if self.staging is None else self.staging
-        return np.asarray(flat.numpy())
+    def unpack(self, but: int | None = None) -> None:
+        """Put what was received into the tensor, but not one peer's part."""
+        for owner, parcel, _, there in self.parcels:
+            if owner != but:
+                parcel.read(_given(there))
 
-    def unpack(self, stored: torch.Tensor, but: int | None = None) -> None:
-        """Put what was received where it belongs, but not one peer's part."""
-        if self.staging is not None:
-            for owner, where, place in self.slots:
-                if owner == but:
-                    continue
-                self.wire.decode(self.staging[place], stored[where], self.memory.channel_axis)
+    def part(self, number: int, tensor: torch.Tensor | None = None) -> Message:
+        """The message to or from peer ``number``; ``tensor`` where it is not always the same."""
+        address = self._address(tensor) + self.offsets[number]
+        return [MPI.buffer.fromaddress(address, self.counts[number]), MPI.BYTE]
 
-    def part(self, flat: np.ndarray, number: int) -> np.ndarray:
-        """What goes to or comes from peer ``number``."""
-        return flat[self.offsets[number] : self.offsets[number] + self.counts[number]]
+    def all(self, tensor: torch.Tensor | None = None) -> Message:
+        """The messages of all peers, as a collective takes them."""
+        reach = max((o + c for o, c in zip(self.offsets, self.counts, strict=True)), default=0)
+        buffer = MPI.buffer.fromaddress(self._address(tensor), reach)
+        return [buffer, (self.counts, self.offsets), MPI.BYTE]
+
+    def _address(self, tensor: torch.Tensor | None) -> int:
+        return (_given(tensor) if self.fixed is None else self.fixed).data_ptr()
 
 
 class Exchanger:
@@ -201,7 +218,6 @@ class Exchanger:
         elif not self.holds and buffer is None:
             self.buffer = self.memory.empty(batch, need)
         self._stored = None if self.buffer is None else self.memory.stored(self.buffer)
-        self.kept = self.own & need
         self.members = exchange.members
         self.pattern = exchange.pattern if rank in self.members else "none"
         self.sends: dict[int, list[Box]] = {}
@@ -215,25 +231,39 @@ class Exchanger:
             if self.members not in groups:
                 groups[self.members] = comm.Create_group(comm.group.Incl(self.members))
             self.group = groups[self.members]
+        self._keep(self.own & need)
         self.incoming: Parts | None = None
+        self.outgoing: Parts | None = None
         self.place: int | None = None
         getattr(self, f"_prepare_{self.pattern}")(exchange)
         self._post = getattr(self, f"_{self.pattern}")
         self._sending: torch.Tensor | None = None
 
+    def _keep(self, kept: Box) -> None:
+        """Make ready to copy what the rank made and needs itself into its buffer."""
+        self.kept = kept
+        self._kept: torch.Tensor | None = None
+        self._cut: tuple[slice, ...] | None = None
+        if self.buffer is not None and kept:
+            there, here = ((slice(None), *kept.within(frame)) for frame in (self.frame, self.own))
+            self._kept = self.buffer[there]
+            self._cut = None if kept == self.own else here
+
     def start(self, tensor: torch.Tensor | None) -> list[MPI.Request]:
         """Post the messages for a map of which this rank made ``tensor``, (N, *own box), or None if nothing."""
+        if self._kept is not None:
+            mine = _given(tensor)
+            self._kept.copy_(mine if self._cut is None else mine[self._cut])
+        if self.outgoing is not None and self.outgoing.fixed is None:  # sent from where it lies
+            tensor = _given(tensor).contiguous(memory_format=self.memory.format)
         self._sending = tensor
-        if self._stored is not None and self.kept:
-            stored = self.memory.turned(_given(tensor))
-            self._stored[self.memory.where(self.kept, self.frame)] = stored[self.memory.where(self.kept, self.own)]
         requests: list[MPI.Request] = self._post(tensor)
         return requests
 
     def finish(self) -> torch.Tensor | None:
         """A tensor (N, *frame), None for an empty box; only after the requests are complete."""
-        if self._stored is not None and self.incoming is not None:
-            self.incoming.unpack(self._stored, self.place)
+        if self.incoming is not None:
+            self.incoming.unpack(self.place)
         tensor, self._sending = self._sending, None
         return tensor if self.holds else self.buffer
 
@@ -242,8 +272,16 @@ class Exchanger:
         (waiting or Waiting("spin")).all(self.start(tensor))
         return self.finish()
 
-    def _parts(self, frame: Box, boxes: Sequence[Sequence[Box]], *, disjoint: bool = True) -> Parts:
-        return Parts(frame, boxes, self.batch, self.memory, self.wire, disjoint=disjoint)
+    def _receiving(self, boxes: Sequence[Sequence[Box]]) -> Parts:
+        return Parts(self.frame, boxes, self.batch, self.memory, self.wire, self._stored)
+
+    def _leaving(self, boxes: Sequence[Sequence[Box]], *, disjoint: bool = True) -> Parts:
+        """Parts of what this rank made, from its buffer where they lie there too and that saves a copy or two."""
+        made = Parts(self.own, boxes, self.batch, self.memory, self.wire, disjoint=disjoint)
+        if self._kept is None or not all(box in self.kept for peer in boxes for box in peer):
+            return made
+        there = Parts(self.frame, boxes, self.batch, self.memory, self.wire, self._stored, disjoint=disjoint)
+        return made if made.in_place and not there.in_place else there
 
     def _prepare_none(self, _exchange: Exchange) -> None:
         """Nothing to do."""
@@ -254,84 +292,95 @@ class Exchanger:
     def _prepare_bcast(self, exchange: Exchange) -> None:
         self.root = self.members.index(exchange.transfers[0].source)
         if self.sends:
-            self.outgoing = self._parts(self.own, [next(iter(self.sends.values()))])
+            self.outgoing = self._leaving([next(iter(self.sends.values()))])
         else:
-            self.incoming = self._parts(self.frame, list(self.receives.values()))
+            self.incoming = self._receiving(list(self.receives.values()))
 
     def _bcast(self, tensor: torch.Tensor | None) -> list[MPI.Request]:
-        if self.incoming is None:
-            flat, parts = self.outgoing.pack(self.memory.stored(_given(tensor))), self.outgoing
-            self.counter.sent(parts.total, len(self.sends))
+        if self.outgoing is not None:
+            self.outgoing.pack(tensor)
+            self.counter.sent(self.outgoing.total, len(self.sends))
         else:
-            flat, parts = self.incoming.target(_given(self._stored)), self.incoming
-            self.counter.received(parts.total)
-        return [self.group.Ibcast([parts.part(flat, 0), MPI.BYTE], self.root)]
+            self.counter.received(_present(self.incoming).total)
+        return [self.group.Ibcast((self.outgoing or _present(self.incoming)).part(0, tensor), self.root)]
 
     def _prepare_scatterv(self, exchange: Exchange) -> None:
         self.root = self.members.index(exchange.transfers[0].source)
         if self.sends:
-            self.outgoing = self._parts(self.own, [self.sends.get(rank, []) for rank in self.members])
+            self.outgoing = self._leaving([self.sends.get(rank, []) for rank in self.members])
         else:
-            self.incoming = self._parts(self.frame, list(self.receives.values()))
+            self.incoming = self._receiving(list(self.receives.values()))
 
     def _scatterv(self, tensor: torch.Tensor | None) -> list[MPI.Request]:
-        if self.incoming is None:
-            parts, flat = self.outgoing, self.outgoing.pack(self.memory.stored(_given(tensor)))
-            self._count_sends(parts)
-            return [self.group.Iscatterv([flat, (parts.counts, parts.offsets), MPI.BYTE], MPI.IN_PLACE, self.root)]
-        flat = self.incoming.target(_given(self._stored))
-        self.counter.received(self.incoming.total)
-        return [self.group.Iscatterv(None, [self.incoming.part(flat, 0), MPI.BYTE], self.root)]
+        if self.outgoing is not None:
+            self.outgoing.pack(tensor)
+            self._count_sends(self.outgoing)
+            return [self.group.Iscatterv(self.outgoing.all(tensor), MPI.IN_PLACE, self.root)]
+        incoming = _present(self.incoming)
+        self.counter.received(incoming.total)
+        return [self.group.Iscatterv(None, incoming.part(0), self.root)]
 
     def _prepare_gatherv(self, exchange: Exchange) -> None:
         self.root = self.members.index(exchange.transfers[0].target)
         if self.receives:
-            self.incoming = self._parts(self.frame, [self.receives.get(rank, []) for rank in self.members])
+            self.incoming = self._receiving([self.receives.get(rank, []) for rank in self.members])
         else:
-            self.outgoing = self._parts(self.own, list(self.sends.values()))
+            self.outgoing = self._leaving(list(self.sends.values()))
 
     def _gatherv(self, tensor: torch.Tensor | None) -> list[MPI.Request]:
         if self.incoming is not None:
-            parts, flat = self.incoming, self.incoming.target(_given(self._stored))
-            self.counter.received(parts.total)
-            return [self.group.Igatherv(MPI.IN_PLACE, [flat, (parts.counts, parts.offsets), MPI.BYTE], self.root)]
-        flat = self.outgoing.pack(self.memory.stored(_given(tensor)))
-        self.counter.sent(self.outgoing.total)
-        return [self.group.Igatherv([self.outgoing.part(flat, 0), MPI.BYTE], None, self.root)]
+            self.counter.received(self.incoming.total)
+            return [self.group.Igatherv(MPI.IN_PLACE, self.incoming.all(), self.root)]
+        outgoing = _present(self.outgoing)
+        outgoing.pack(tensor)
+        self.counter.sent(outgoing.total)
+        return [self.group.Igatherv(outgoing.part(0, tensor), None, self.root)]
 
     def _prepare_allgatherv(self, exchange: Exchange) -> None:
         made = [exchange.owned[rank] & self.frame for rank in self.members]
         self.place = self.members.index(self.rank)
-        self.incoming = self._parts(self.frame, [[box] if box else [] for box in made])
+        self.incoming = self._receiving([[box] if box else [] for box in made])
+        self._everything = self.incoming.all()
+        self._ready: list[MPI.Request] = _persistent(self.group, "Allgatherv_init", MPI.IN_PLACE, self._everything)
 
     def _allgatherv(self, _tensor: torch.Tensor | None) -> list[MPI.Request]:
         """The own part lies in the frame already (``start``) and is sent from there or from the staging copy."""
-        incoming, stored = _present(self.incoming), _given(self._stored)
-        flat, mine = incoming.pack(stored, self.place), incoming.counts[self.members.index(self.rank)]
+        incoming = _present(self.incoming)
+        incoming.pack(peer=self.place)
+        mine = incoming.counts[_number(self.place)]
         self.counter.sent(mine, len(self.members) - 1)
         self.counter.received(incoming.total - mine)
-        return [self.group.Iallgatherv(MPI.IN_PLACE, [flat, (incoming.counts, incoming.offsets), MPI.BYTE])]
+        if not self._ready:
+            return [self.group.Iallgatherv(MPI.IN_PLACE, self._everything)]
+        _start(self._ready)
+        return self._ready
 
     def _prepare_p2p(self, _exchange: Exchange) -> None:
-        self.outgoing = self._parts(self.own, list(self.sends.values()), disjoint=False)
-        self.incoming = self._parts(self.frame, list(self.receives.values()))
+        """Requests that are made once and started for every frame, as far as their memory is always the same."""
+        self._ready = []
+        if self.receives:
+            self.incoming = self._receiving(list(self.receives.values()))
+            for number, source in enumerate(self.receives):
+                self._ready.append(self.comm.Recv_init(self.incoming.part(number), source, TAG))
+        if self.sends:
+            self.outgoing = self._leaving(list(self.sends.values()), disjoint=False)
+            if self.outgoing.fixed is not None:
+                for number, to in enumerate(self.sends):
+                    self._ready.append(self.comm.Send_init(self.outgoing.part(number), to, TAG))
 
     _prepare_sendrecv = _prepare_p2p
 
     def _p2p(self, tensor: torch.Tensor | None) -> list[MPI.Request]:
-        requests = []
-        if self.receives:
-            incoming = _present(self.incoming)
-            flat = incoming.target(_given(self._stored))
-            for number, source in enumerate(self.receives):
-                requests.append(self.comm.Irecv([incoming.part(flat, number), MPI.BYTE], source, TAG))
-            self.counter.received(incoming.total)
-        if self.sends:
-            flat = self.outgoing.pack(self.memory.stored(_given(tensor)))
-            for number, to in enumerate(self.sends):
-                requests.append(self.comm.Isend([self.outgoing.part(flat, number), MPI.BYTE], to, TAG))
+        if self.incoming is not None:
+            self.counter.received(self.incoming.total)
+        if self.outgoing is not None:
+            self.outgoing.pack(tensor)
             self._count_sends(self.outgoing)
-        return requests
+        _start(self._ready)
+        if self.outgoing is None or self.outgoing.fixed is not None:
+            return self._ready
+        parts = enumerate(self.sends)
+        return [*self._ready, *(self.comm.Isend(self.outgoing.part(n, tensor), to, TAG) for n, to in parts)]
 
     _sendrecv = _p2p
 
@@ -339,6 +388,25 @@ class Exchanger:
         for count in parts.counts:
             self.counter.sent(count, distinct=0)
         self.counter.multicast_bytes += parts.distinct
+
+
+def _persistent(group: MPI.Intracomm, name: str, *arguments: Any) -> list[MPI.Request]:
+    """A collective's request to be started again and again (MPI 4); none where the library has no such thing."""
+    try:
+        return [getattr(group, name)(*arguments)]
+    except (AttributeError, NotImplementedError, MPI.Exception):
+        return []
+
+
+def _start(requests: Sequence[MPI.Request]) -> None:
+    for request in requests:
+        if isinstance(request, MPI.Prequest):
+            request.Start()
+
+
+def _number(place: int | None) -> int:
+    assert place is not None  # noqa: S101 - this pattern set it
+    return place
 
 
 def _given(tensor: torch.Tensor | None) -> torch.Tensor:

@@ -30,34 +30,40 @@ class Wire:
             size += SCALE_BYTES * shape[0] * shape[channel_axis]
         return -(-size // 4) * 4
 
-    def encode(self, piece: torch.Tensor, out: torch.Tensor, channel_axis: int) -> None:
-        """Write a float32 piece (N, ...) into ``out``, (size,) of uint8."""
-        if self.name != "int8":
-            self._view(out, piece.shape).copy_(piece)
+    def parcel(self, data: torch.Tensor, shape: tuple[int, ...], channel_axis: int) -> Parcel:
+        """Room for a piece of a shape (N, ...) in ``data``, (size,) of uint8."""
+        scales = None
+        if self.name == "int8":
+            lengths = [length if axis in (0, channel_axis) else 1 for axis, length in enumerate(shape)]
+            front = SCALE_BYTES * math.prod(lengths)
+            scales, data = data[:front].view(torch.float32).view(lengths), data[front:]
+        values = data[: self.item_bytes * math.prod(shape)].view(getattr(torch, self.name)).view(shape)
+        return Parcel(values, scales)
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A piece of a map in a message: the numbers and, where they are whole ones, what they have to be times."""
+
+    values: torch.Tensor
+    scales: torch.Tensor | None
+
+    def write(self, piece: torch.Tensor) -> None:
+        """Take the values of a float32 piece."""
+        if self.scales is None:
+            self.values.copy_(piece)
             return
-        axes = [axis for axis in range(1, piece.dim()) if axis != channel_axis]
-        scales = piece.abs().amax(axes, keepdim=True).div_(INT8_LEVELS)
+        axes = [axis for axis, length in enumerate(self.scales.shape) if length != piece.shape[axis]]
+        scales = (piece.abs().amax(axes, keepdim=True) if axes else piece.abs()).div_(INT8_LEVELS)
         scales[scales == 0] = 1.0
-        self._scales(out, scales.shape).copy_(scales)
-        self._view(out[SCALE_BYTES * scales.numel() :], piece.shape).copy_((piece / scales).round_())
+        self.scales.copy_(scales)
+        self.values.copy_((piece / scales).round_())
 
-    def decode(self, data: torch.Tensor, piece: torch.Tensor, channel_axis: int) -> None:
-        """Read a piece (N, ...) back from what ``encode`` wrote."""
-        if self.name != "int8":
-            piece.copy_(self._view(data, piece.shape))
-            return
-        shape = [length if axis in (0, channel_axis) else 1 for axis, length in enumerate(piece.shape)]
-        scales = self._scales(data, torch.Size(shape))
-        piece.copy_(self._view(data[SCALE_BYTES * scales.numel() :], piece.shape))
-        piece.mul_(scales)
-
-    def _view(self, data: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        dtype = getattr(torch, self.name)
-        return data[: self.item_bytes * shape.numel()].view(dtype).view(shape)
-
-    @staticmethod
-    def _scales(data: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        return data[: SCALE_BYTES * shape.numel()].view(torch.float32).view(shape)
+    def read(self, piece: torch.Tensor) -> None:
+        """Set a float32 piece to the values."""
+        piece.copy_(self.values)
+        if self.scales is not None:
+            piece.mul_(self.scales)
 
 
 FLOAT32 = Wire("float32", 4, 0.0)
