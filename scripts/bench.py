@@ -234,7 +234,7 @@ class Team:
         self.deadline = perf_counter() + START_S
         me = [sys.executable, str(Path(__file__).resolve()), "--contender", json.dumps(asdict(contender))]
         me += ["--network", name, "--port", str(self.server.getsockname()[1]), *(["--conv-part"] if conv_part else [])]
-        launch = ["mpirun", "-n", str(contender.ranks), "--bind-to", "none"] if contender.ranks > 1 else []
+        launch = ["mpirun", "-n", str(contender.ranks), "--bind-to", "core"] if contender.ranks > 1 else []
         environment = os.environ | {"OMP_NUM_THREADS": str(contender.threads)}
         self.process = subprocess.Popen(
             [*launch, *me], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True

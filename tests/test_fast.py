@@ -129,7 +129,7 @@ def test_wire_formats(name, channels_last):
     tensor = torch.randn(3, *frame.shape) * torch.tensor([1, 10, 1e3, 0, 1e-3]).view(1, 5, 1, 1)
     got = memory.empty(3, frame).fill_(torch.nan)
     sender = Parts(frame, boxes, 3, memory, wire)
-    receiver = Parts(frame, boxes, 3, memory, wire, memory.stored(got))
+    receiver = Parts(frame, boxes, 3, memory, wire, got)
     sender.pack(tensor)
     receiver.fixed.copy_(sender.fixed)
     receiver.unpack()

@@ -67,6 +67,10 @@ class Memory:
         """A view (N, ...) of a tensor with its axes in the order of memory."""
         return tensor.permute(0, *(1 + axis for axis in self.axes))
 
+    def turned_back(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A view (N, C, H, W) of a tensor with its axes in the order of memory."""
+        return tensor.permute(0, *(1 + self.axes.index(axis) for axis in range(3)))
+
     def spans(self, box: Box) -> tuple[Span, ...]:
         """The box's spans in the order of memory."""
         return tuple(box.spans[axis] for axis in self.axes)
@@ -106,8 +110,8 @@ class Parts:
     ----------
     frame
         What the tensor holds.
-    stored
-        The tensor in the order of memory where it is always the same one; else ``pack`` and ``address`` are given it.
+    tensor
+        The tensor (N, *frame) if it is always the same one; else it is given with every call.
     """
 
     def __init__(
@@ -117,42 +121,40 @@ class Parts:
         batch: int,
         memory: Memory,
         wire: Wire = FLOAT32,
-        stored: torch.Tensor | None = None,
+        tensor: torch.Tensor | None = None,
         *,
         disjoint: bool = True,
     ) -> None:
         flat = [box for peer in boxes for box in peer]
         elements, distinct = sum(box.size for box in flat), union_size(flat)
-        self.memory = memory
         sizes = [[wire.size(memory.shape(batch, box), memory.channel_axis) for box in peer] for peer in boxes]
         self.counts = [sum(peer) for peer in sizes]
         self.total = sum(self.counts)
         self.distinct = self.total * distinct // elements if elements else 0
         single = all(len(peer) <= 1 for peer in boxes) and all(memory.contiguous(box, frame, batch) for box in flat)
         self.in_place = wire is FLOAT32 and single and (not disjoint or distinct == elements)
-        self.parcels: list[tuple[int, Parcel, tuple[slice, ...], torch.Tensor | None]] = []
+        self.parcels: list[tuple[int, Parcel, tuple[slice, ...] | None, torch.Tensor | None]] = []
         if self.in_place:
             self.offsets = [FLOAT32.item_bytes * memory.offset(peer[0], frame) if peer else 0 for peer in boxes]
-            self.fixed = stored
+            self.fixed = tensor
         else:
             self.offsets = [sum(self.counts[:i]) for i in range(len(self.counts))]
             self.fixed = torch.empty(self.total, dtype=torch.uint8)
             for owner, (peer, lengths, start) in enumerate(zip(boxes, sizes, self.offsets, strict=True)):
                 for box, length in zip(peer, lengths, strict=True):
                     room = self.fixed[start : start + length]
-                    parcel = wire.parcel(room, memory.shape(batch, box), memory.channel_axis)
-                    where = memory.where(box, frame)
-                    self.parcels.append((owner, parcel, where, None if stored is None else stored[where]))
+                    parcel = wire.parcel(room, memory.shape(batch, box), memory.channel_axis, memory.turned_back)
+                    where = (slice(None), *box.within(frame))
+                    there = None if tensor is None else tensor[where]
+                    self.parcels.append((owner, parcel, None if box == frame else where, there))
                     start += length  # noqa: PLW2901
 
-    def pack(self, tensor: torch.Tensor | None = None, peer: int | None = None) -> None:
-        """Copy the parts, or one peer's, from the tensor (N, C, H, W) to where messages are sent from."""
-        stored = None
-        for owner, parcel, where, there in self.parcels:
-            if peer is None or owner == peer:
-                if there is None and stored is None:
-                    stored = self.memory.turned(_given(tensor))
-                parcel.write(_given(stored)[where] if there is None else there)
+    def pack(self, tensor: torch.Tensor | None = None) -> None:
+        """Copy the parts from the tensor to where messages are sent from."""
+        for _, parcel, where, there in self.parcels:
+            if there is None:
+                there = _given(tensor) if where is None else _given(tensor)[where]  # noqa: PLW2901
+            parcel.write(there)
 
     def unpack(self, but: int | None = None) -> None:
         """Put what was received into the tensor, but not one peer's part."""
@@ -217,7 +219,6 @@ class Exchanger:
                 self.buffer = self.memory.empty(batch, self.frame).fill_(value)
         elif not self.holds and buffer is None:
             self.buffer = self.memory.empty(batch, need)
-        self._stored = None if self.buffer is None else self.memory.stored(self.buffer)
         self.members = exchange.members
         self.pattern = exchange.pattern if rank in self.members else "none"
         self.sends: dict[int, list[Box]] = {}
@@ -273,14 +274,14 @@ class Exchanger:
         return self.finish()
 
     def _receiving(self, boxes: Sequence[Sequence[Box]]) -> Parts:
-        return Parts(self.frame, boxes, self.batch, self.memory, self.wire, self._stored)
+        return Parts(self.frame, boxes, self.batch, self.memory, self.wire, self.buffer)
 
     def _leaving(self, boxes: Sequence[Sequence[Box]], *, disjoint: bool = True) -> Parts:
         """Parts of what this rank made, from its buffer where they lie there too and that saves a copy or two."""
         made = Parts(self.own, boxes, self.batch, self.memory, self.wire, disjoint=disjoint)
         if self._kept is None or not all(box in self.kept for peer in boxes for box in peer):
             return made
-        there = Parts(self.frame, boxes, self.batch, self.memory, self.wire, self._stored, disjoint=disjoint)
+        there = Parts(self.frame, boxes, self.batch, self.memory, self.wire, self.buffer, disjoint=disjoint)
         return made if made.in_place and not there.in_place else there
 
     def _prepare_none(self, _exchange: Exchange) -> None:
@@ -341,12 +342,14 @@ class Exchanger:
         self.place = self.members.index(self.rank)
         self.incoming = self._receiving([[box] if box else [] for box in made])
         self._everything = self.incoming.all()
+        self._mine = next((parcel for owner, parcel, *_ in self.incoming.parcels if owner == self.place), None)
         self._ready: list[MPI.Request] = _persistent(self.group, "Allgatherv_init", MPI.IN_PLACE, self._everything)
 
-    def _allgatherv(self, _tensor: torch.Tensor | None) -> list[MPI.Request]:
-        """The own part lies in the frame already (``start``) and is sent from there or from the staging copy."""
+    def _allgatherv(self, tensor: torch.Tensor | None) -> list[MPI.Request]:
+        """The own part lies in the frame already (``start``) and is sent from there or from a staging copy."""
         incoming = _present(self.incoming)
-        incoming.pack(peer=self.place)
+        if self._mine is not None:
+            self._mine.write(_given(tensor) if self._cut is None else _given(tensor)[self._cut])
         mine = incoming.counts[_number(self.place)]
         self.counter.sent(mine, len(self.members) - 1)
         self.counter.received(incoming.total - mine)

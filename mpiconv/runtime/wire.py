@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,20 +31,26 @@ class Wire:
             size += SCALE_BYTES * shape[0] * shape[channel_axis]
         return -(-size // 4) * 4
 
-    def parcel(self, data: torch.Tensor, shape: tuple[int, ...], channel_axis: int) -> Parcel:
-        """Room for a piece of a shape (N, ...) in ``data``, (size,) of uint8."""
+    def parcel(
+        self,
+        data: torch.Tensor,
+        shape: tuple[int, ...],
+        channel_axis: int,
+        turned: Callable[[torch.Tensor], torch.Tensor],
+    ) -> Parcel:
+        """Room for a piece of a shape (N, ...) in ``data``, (size,) of uint8; ``turned`` puts axes into their order."""
         scales = None
         if self.name == "int8":
             lengths = [length if axis in (0, channel_axis) else 1 for axis, length in enumerate(shape)]
             front = SCALE_BYTES * math.prod(lengths)
-            scales, data = data[:front].view(torch.float32).view(lengths), data[front:]
+            scales, data = turned(data[:front].view(torch.float32).view(lengths)), data[front:]
         values = data[: self.item_bytes * math.prod(shape)].view(getattr(torch, self.name)).view(shape)
-        return Parcel(values, scales)
+        return Parcel(turned(values), scales)
 
 
 @dataclass(frozen=True)
 class Parcel:
-    """A piece of a map in a message: the numbers and, where they are whole ones, what they have to be times."""
+    """A piece (N, C, H, W) of a map in a message: the numbers and, where they are whole ones, what they are times."""
 
     values: torch.Tensor
     scales: torch.Tensor | None
