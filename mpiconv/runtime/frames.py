@@ -65,7 +65,7 @@ class Slot:
         cuts: Sequence[Pieces],
         computes: Sequence[Sequence[Compute | None]],
     ) -> None:
-        self.comm, self.plan = comm, plan
+        self.comm, self.plan, self.memory = comm, plan, memory
         groups: Groups = {}
         rank = comm.rank
         self.exchangers: dict[int, tuple[Exchanger, ...]] = {}
@@ -109,10 +109,12 @@ class Slot:
         The output is the head's on the root, None elsewhere. Stamped are the start of the frame and, of every unit, the
         ends of its exchange and of its computing, which is where the next one starts.
         """
-        maps: dict[int, torch.Tensor | None] = {PICTURE: images}
         pending: dict[int, list[MPI.Request]] = {}
         output: Any = None
         stamps = [perf_counter()]
+        if images is not None:  # torch turns them faster than oneDNN would inside the first convolution
+            images = images.contiguous(memory_format=self.memory.format)
+        maps: dict[int, torch.Tensor | None] = {PICTURE: images}
         for index, step in enumerate(self.steps):
             for source in step.exchanges:
                 if source not in pending:
