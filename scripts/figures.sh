@@ -107,7 +107,9 @@ else
   if [ "$form" = --quick ]; then
     for rate in 100 10; do with_lab $rate --devices 4 --dilation 4 -- equal like-core "[2, 4]" ""; done
   else
+    both=$gathers gathers='["conv"]' # as the paper exchanges
     for rate in 100 10; do with_lab $rate --devices 16 --pace 10.4 --dilation 2 -- equal like-pi4 "[2, 4, 8, 12]" "[16]"; done
+    gathers=$both
     with_lab 100 hostfiles/labs/equal-16.toml -- equal like-core "[2, 4, 6, 8, 10, 12]" "[16]"
     with_lab 10 hostfiles/labs/equal-16.toml -- equal like-core "[2, 4, 8, 12]" "[16]"
   fi
