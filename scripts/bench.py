@@ -20,6 +20,7 @@ import platform
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -283,7 +284,7 @@ class Team:
 
 
 def measure(label: str, rounds: int) -> dict[str, Any]:
-    """Times in s of every contender over a network, and what mpiconv says of itself."""
+    """Times in s of every contender over a network, the median of each turn, and what mpiconv says of itself."""
     from tqdm import tqdm
 
     name, conv_part, contenders = NETWORKS[label]
@@ -310,7 +311,7 @@ def measure(label: str, rounds: int) -> dict[str, Any]:
         for _ in tqdm(range(rounds), desc=label, unit="round", disable=not sys.stderr.isatty()):
             for team in teams:
                 found = team.run(team.contender.frames)
-                times[team.contender.name] += found["times"]
+                times[team.contender.name].append(statistics.median(found["times"]))
                 if "overhead" in found and team.contender.frames == 3:
                     spare = (sum(found["overhead"]) / len(found["overhead"]), found["units"])
                     overhead.setdefault(team.contender.name, []).append(spare[0] - 20e-6 * spare[1])

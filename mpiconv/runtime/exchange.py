@@ -53,40 +53,23 @@ class Memory:
     def __init__(self, *, channels_last: bool) -> None:
         self.axes = (1, 2, 0) if channels_last else (0, 1, 2)
         self.format = torch.channels_last if channels_last else torch.contiguous_format
-        self.channel_axis = 1 + self.axes.index(0)
 
     def empty(self, batch: int, box: Box) -> torch.Tensor:
         """A tensor (N, *box) without values."""
         return torch.empty(batch, *box.shape, memory_format=self.format)
 
-    def stored(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The contiguous tensor (N, ...) with its axes in the order of memory; a copy only if it lies otherwise."""
-        return self.turned(tensor.contiguous(memory_format=self.format))
-
-    def turned(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A view (N, ...) of a tensor with its axes in the order of memory."""
-        return tensor.permute(0, *(1 + axis for axis in self.axes))
-
-    def turned_back(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A view (N, C, H, W) of a tensor with its axes in the order of memory."""
-        return tensor.permute(0, *(1 + self.axes.index(axis) for axis in range(3)))
+    def view(self, flat: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        """A flat tensor, its elements in the order of memory, as (N, C, H, W)."""
+        stored = flat.view(shape[0], *(shape[1 + axis] for axis in self.axes))
+        return stored.permute(0, *(1 + self.axes.index(axis) for axis in range(3)))
 
     def spans(self, box: Box) -> tuple[Span, ...]:
         """The box's spans in the order of memory."""
         return tuple(box.spans[axis] for axis in self.axes)
 
-    def shape(self, batch: int, box: Box) -> tuple[int, ...]:
-        """(N, ...) of a stored piece."""
-        return (batch, *(len(span) for span in self.spans(box)))
-
-    def where(self, box: Box, frame: Box) -> tuple[slice, ...]:
-        """Where the box lies in the stored tensor of a frame."""
-        pairs = zip(self.spans(box), self.spans(frame), strict=True)
-        return (slice(None), *(slice(a.lo - b.lo, a.hi - b.lo) for a, b in pairs))
-
     def contiguous(self, box: Box, frame: Box, batch: int) -> bool:
         """Whether the box is one piece of memory in a tensor of the frame."""
-        lengths = self.shape(batch, box)
+        lengths = (batch, *(len(span) for span in self.spans(box)))
         wholes = [True, *(len(b) == len(f) for b, f in zip(self.spans(box), self.spans(frame), strict=True))]
         cut = max((axis for axis, whole in enumerate(wholes) if not whole), default=0)
         return all(length == 1 for length in lengths[:cut])
@@ -127,7 +110,7 @@ class Parts:
     ) -> None:
         flat = [box for peer in boxes for box in peer]
         elements, distinct = sum(box.size for box in flat), union_size(flat)
-        sizes = [[wire.size(memory.shape(batch, box), memory.channel_axis) for box in peer] for peer in boxes]
+        sizes = [[wire.size((batch, *box.shape)) for box in peer] for peer in boxes]
         self.counts = [sum(peer) for peer in sizes]
         self.total = sum(self.counts)
         self.distinct = self.total * distinct // elements if elements else 0
@@ -143,7 +126,7 @@ class Parts:
             for owner, (peer, lengths, start) in enumerate(zip(boxes, sizes, self.offsets, strict=True)):
                 for box, length in zip(peer, lengths, strict=True):
                     room = self.fixed[start : start + length]
-                    parcel = wire.parcel(room, memory.shape(batch, box), memory.channel_axis, memory.turned_back)
+                    parcel = wire.parcel(room, (batch, *box.shape), memory.view)
                     where = (slice(None), *box.within(frame))
                     there = None if tensor is None else tensor[where]
                     self.parcels.append((owner, parcel, None if box == frame else where, there))

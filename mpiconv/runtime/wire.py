@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
+View = Callable[[torch.Tensor, tuple[int, ...]], torch.Tensor]
+"""A flat tensor as one of a shape (N, C, H, W)."""
+
 SCALE_BYTES = 4
 INT8_LEVELS = 127
 
@@ -24,28 +27,19 @@ class Wire:
     item_bytes: int
     tolerance: float
 
-    def size(self, shape: tuple[int, ...], channel_axis: int) -> int:
-        """B that a piece (N, ...) takes in a message; a multiple of 4 so that the next one can be aligned."""
-        size = self.item_bytes * math.prod(shape)
-        if self.name == "int8":
-            size += SCALE_BYTES * shape[0] * shape[channel_axis]
-        return -(-size // 4) * 4
+    def size(self, shape: tuple[int, ...]) -> int:
+        """B that a piece (N, C, H, W) takes in a message; a multiple of 4 so that the next one can be aligned."""
+        scales = SCALE_BYTES * shape[0] * shape[1] if self.name == "int8" else 0
+        return -(-(self.item_bytes * math.prod(shape) + scales) // 4) * 4
 
-    def parcel(
-        self,
-        data: torch.Tensor,
-        shape: tuple[int, ...],
-        channel_axis: int,
-        turned: Callable[[torch.Tensor], torch.Tensor],
-    ) -> Parcel:
-        """Room for a piece of a shape (N, ...) in ``data``, (size,) of uint8; ``turned`` puts axes into their order."""
-        scales = None
+    def parcel(self, data: torch.Tensor, shape: tuple[int, ...], view: View) -> Parcel:
+        """Room for a piece (N, C, H, W) in ``data``, (size,) of uint8; ``view`` says in which order its numbers lie."""
+        scales, elements = None, math.prod(shape)
         if self.name == "int8":
-            lengths = [length if axis in (0, channel_axis) else 1 for axis, length in enumerate(shape)]
-            front = SCALE_BYTES * math.prod(lengths)
-            scales, data = turned(data[:front].view(torch.float32).view(lengths)), data[front:]
-        values = data[: self.item_bytes * math.prod(shape)].view(getattr(torch, self.name)).view(shape)
-        return Parcel(turned(values), scales)
+            front = SCALE_BYTES * shape[0] * shape[1]
+            scales, data = view(data[:front].view(torch.float32), (*shape[:2], 1, 1)), data[front:]
+        values = data[: self.item_bytes * elements].view(getattr(torch, self.name))
+        return Parcel(view(values, shape), scales)
 
 
 @dataclass(frozen=True)
@@ -60,8 +54,7 @@ class Parcel:
         if self.scales is None:
             self.values.copy_(piece)
             return
-        axes = [axis for axis, length in enumerate(self.scales.shape) if length != piece.shape[axis]]
-        scales = (piece.abs().amax(axes, keepdim=True) if axes else piece.abs()).div_(INT8_LEVELS)
+        scales = piece.abs().amax((2, 3), keepdim=True).div_(INT8_LEVELS)
         scales[scales == 0] = 1.0
         self.scales.copy_(scales)
         self.values.copy_((piece / scales).round_())
