@@ -21,7 +21,7 @@ from mpiconv.errors import ModelError, MpiconvError
 from mpiconv.measure.record import peak_rss_bytes
 from mpiconv.nets.tracers import capture
 from mpiconv.partition import SCHEMES
-from mpiconv.runtime import DistributedNet
+from mpiconv.runtime import DistributedNet, exchange
 from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.wire import WIRES
 from tests.random_nets import Attention, Cat, Excited, ExcitedByFC, Lasting, Net, Outputs, Shuffled, Sum, nets
@@ -177,6 +177,14 @@ def test_wire_formats_within_their_error(wire, compute):
     model, picture = built("digits")
     for scheme in ("kpm", "wpm", "grid"):
         compare(model, (2, *picture), Settings(wire=wire, compute=compute), scheme=scheme)
+
+
+@pytest.mark.parallel(RANKS)
+def test_without_persistent_collectives(monkeypatch):
+    """As on an MPI of before version 4."""
+    model, picture = built("digits")
+    monkeypatch.setattr(exchange, "_persistent", lambda *_: [])
+    compare(model, (1, *picture), scheme="kpm")
 
 
 @pytest.mark.parallel(RANKS)
