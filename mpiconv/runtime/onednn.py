@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ NONE: Activation = ("none", [], "")
 LARGE_REDUCTION = 2304
 SMALL_SLICE = 64
 SAFE_WIDTH = 32
+FAR_SLOWER = 4
 
 
 @cache
@@ -55,7 +57,8 @@ def convolution(
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """The convolution of pictures of ``shape`` (N, C, H, W), which returns channels_last maps.
 
-    It keeps its own copy of the weights in the order that suits the shape, or shares one that ``packed`` has.
+    It keeps its own copy of the weights in the order that suits the shape, or shares one that ``packed`` has, unless
+    that one is of no use here.
     """
     packed = {} if packed is None else packed
     name, numbers, form = activation
@@ -68,9 +71,22 @@ def convolution(
         more = width - count
         mine = weight.detach()[start : start + count]
         label = (*key, start, width)
+        kernels = F.pad(mine, (0, 0) * 3 + (0, more)) if more else mine.contiguous()
+
+        def ordered(kernels: torch.Tensor = kernels) -> torch.Tensor:
+            order: torch.Tensor = reorder(kernels.to_mkldnn(), paddings, strides, dilations, groups, list(shape))
+            return order
+
         if label not in packed:
-            kernels = F.pad(mine, (0, 0) * 3 + (0, more)) if more else mine.contiguous()
-            packed[label] = reorder(kernels.to_mkldnn(), paddings, strides, dilations, groups, list(shape))
+            packed[label] = ordered()
+        elif _slow(
+            packed[label],
+            ordered(),
+            lambda x, w: compute(x, w, None, paddings, strides, dilations, groups, *NONE),
+            shape,
+        ):
+            label = (*label, *shape)
+            packed[label] = ordered()
         shift = None if bias is None else F.pad(bias.detach()[start : start + count], (0, more))
         pieces.append((packed[label], shift, count if more else None))
         start += count
@@ -82,6 +98,31 @@ def convolution(
     if len(pieces) == 1:
         return lambda x: piece(x, *pieces[0])
     return lambda x: torch.cat([piece(x, *part) for part in pieces], 1)
+
+
+def _slow(
+    shared: torch.Tensor,
+    own: torch.Tensor,
+    compute: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    shape: Sequence[int],
+) -> bool:
+    """Whether weights in the order of another shape are far slower here than in this shape's: tried out.
+
+    oneDNN takes any order, but where its kernel for this shape wants another, it may be a hundred times slower (256 to
+    384 channels, 3 x 3, rows of 13: 71 ms a row in place of 0.6).
+    """
+    x = torch.zeros(*shape).contiguous(memory_format=torch.channels_last)
+
+    def seconds(weights: torch.Tensor) -> float:
+        times = []
+        for _ in range(2):
+            begin = perf_counter()
+            compute(x, weights)
+            times.append(perf_counter() - begin)
+        return min(times)
+
+    with torch.inference_mode():
+        return seconds(shared) > FAR_SLOWER * seconds(own)
 
 
 def widths(kernels: int, reduction: int) -> list[int]:

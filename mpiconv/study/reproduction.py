@@ -18,6 +18,7 @@ from mpiconv.study import claims_measured as runs_say
 from mpiconv.study.claims import Claim
 from mpiconv.study.combined import Point, combine, points
 from mpiconv.study.figures import SHOWN_MAPS
+from mpiconv.study.robustness import Lost
 from mpiconv.study.series import MODELS
 
 INPUT = (3, 227, 227)
@@ -48,7 +49,14 @@ def read_runs(path: Path) -> Runs:
     return Runs(path.name, True, points(data), dict(data.attrs), [str(text) for text in data["created"].values])
 
 
-def write_page(results: Path, figures: Path, out: Path, picture: torch.Tensor | None = None, option: str = "") -> None:
+def write_page(
+    results: Path,
+    figures: Path,
+    out: Path,
+    picture: torch.Tensor | None = None,
+    option: str = "",
+    lost: Lost | None = None,
+) -> None:
     """Write the page as Markdown.
 
     Parameters
@@ -63,6 +71,8 @@ def write_page(results: Path, figures: Path, out: Path, picture: torch.Tensor | 
         A normalised picture (1, 3, H, W) for the claim about Figure 7.
     option
         The form of scripts/figures.sh that made it, with a blank before.
+    lost
+        What became of answers without a device's part, for the claim about robustness.
 
     Raises
     ------
@@ -71,7 +81,7 @@ def write_page(results: Path, figures: Path, out: Path, picture: torch.Tensor | 
     """
     jinja2 = need("jinja2", "report")
     eight, nine = read_runs(results / FIGURE_8), read_runs(results / FIGURE_9)
-    parts = _sections(eight, nine, picture)
+    parts = _sections(eight, nine, picture, lost)
     sections = [(title, _link(figures, name, out), text, claims) for title, name, text, claims in parts]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mpiconv.study"),
@@ -96,13 +106,15 @@ def write_page(results: Path, figures: Path, out: Path, picture: torch.Tensor | 
         temporary.unlink(missing_ok=True)
 
 
-def _sections(eight: Runs, nine: Runs, picture: torch.Tensor | None) -> list[tuple[str, str, str, list[Claim]]]:
+def _sections(
+    eight: Runs, nine: Runs, picture: torch.Tensor | None, lost: Lost | None
+) -> list[tuple[str, str, str, list[Claim]]]:
     """Title, figure, text and claims of every section."""
     model = load_model("alexnet")
     graph, pooled = (trace(model, INPUT, gather).graph for gather in ("conv", "pool"))
     runs, file = nine.points, nine.name
     memory = calculated.figure_4(graph, runs, file)
-    words = runs_say.section_3(runs, file)
+    words = runs_say.section_3(runs, file, lost)
     likeness = None if picture is None else map_likeness(picture)
     emulated = "Emulated devices, see above."
     return [
@@ -129,13 +141,15 @@ def _about(eight: Runs, nine: Runs) -> dict[str, Any]:
     days = sorted({text[:10] for text in (*eight.created, *nine.created) if text})
     commits = sorted({point.git_commit[:12] for point in found if point.git_commit})
     repeats = sorted({len(point.latency_s) for point in found})
+    usual, worst = runs_say.overrun(found)
     return {
         "runs": len(found),
         "dates": f" ({days[0]}{f' to {days[-1]}' if len(days) > 1 else ''})" if days else "",
         "repeats": " to ".join(str(n) for n in dict.fromkeys((repeats[0], repeats[-1]))) if repeats else "",
         "dilations": " or ".join(f"{d:g}" for d in sorted({point.dilation for point in found})),
-        "overrun": f"{runs_say.overrun(found):.0%}",
-        "too_busy": runs_say.overrun(found) > TOO_BUSY,
+        "overrun": f"{usual:.0%}",
+        "worst_overrun": f"{worst:.0%}",
+        "too_busy": usual > TOO_BUSY,
         "models": " and ".join(MODELS.get(name, name) for name in sorted({point.model for point in found})),
         "commits": f"{'s' if len(commits) > 1 else ''} {', '.join(commits)}" if commits else " unknown",
         "cores": os.cpu_count(),
