@@ -226,3 +226,19 @@ def test_layers_of_a_band_fit():
             for compute in ("eager", "auto"):
                 assert_close(LocalUnit(unit, box, weights, 1, compute)(held), wanted)
                 assert_close(LocalUnit(unit, box, weights, 1, compute, padded=True)(padded), wanted)
+
+
+@needs_onednn
+@pytest.mark.parametrize("slow", [True, False])
+def test_weights_in_the_order_of_another_shape(slow, monkeypatch):
+    """A piece shares the whole box's weights unless they are of no use to it; its numbers are the same."""
+    monkeypatch.setattr(onednn, "_slow", lambda *_: slow)
+    weight, bias, packed = torch.randn(32, 16, 3, 3), torch.randn(32), {}
+    whole, piece = (
+        onednn.convolution(weight, bias, (1, 16, rows, 9), (1, 1), (0, 1), (1, 1), 1, onednn.NONE, packed, ("conv",))
+        for rows in (8, 3)
+    )
+    x = torch.randn(1, 16, 8, 9).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        assert torch.allclose(piece(x[:, :, :3]), whole(x)[:, :, :1], atol=1e-5)
+    assert len(packed) == 1 + slow
