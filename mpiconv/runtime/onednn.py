@@ -65,6 +65,11 @@ def convolution(
     paddings, strides, dilations = list(padding), list(stride), list(dilation)
     reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # noqa: SLF001
     compute = torch.ops.mkldnn._convolution_pointwise.default  # noqa: SLF001
+
+    def plain(x: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = compute(x, kernels, None, paddings, strides, dilations, groups, *NONE)
+        return result
+
     pieces, start = [], 0
     for width in widths(len(weight), weight[0].numel()) if groups == 1 else [len(weight)]:
         count = min(width, len(weight) - start)
@@ -72,23 +77,12 @@ def convolution(
         mine = weight.detach()[start : start + count]
         label = (*key, start, width)
         kernels = F.pad(mine, (0, 0) * 3 + (0, more)) if more else mine.contiguous()
-
-        def ordered(kernels: torch.Tensor = kernels) -> torch.Tensor:
-            order: torch.Tensor = reorder(kernels.to_mkldnn(), paddings, strides, dilations, groups, list(shape))
-            return order
-
-        if label not in packed:
-            packed[label] = ordered()
-        elif _slow(
-            packed[label],
-            ordered(),
-            lambda x, w: compute(x, w, None, paddings, strides, dilations, groups, *NONE),
-            shape,
-        ):
-            label = (*label, *shape)
-            packed[label] = ordered()
+        own: torch.Tensor = reorder(kernels.to_mkldnn(), paddings, strides, dilations, groups, list(shape))
+        ordered = packed.setdefault(label, own)
+        if ordered is not own and _slow(ordered, own, plain, shape):
+            ordered = packed.setdefault((*label, *shape), own)
         shift = None if bias is None else F.pad(bias.detach()[start : start + count], (0, more))
-        pieces.append((packed[label], shift, count if more else None))
+        pieces.append((ordered, shift, count if more else None))
         start += count
 
     def piece(x: torch.Tensor, kernels: torch.Tensor, shift: torch.Tensor | None, count: int | None) -> torch.Tensor:
