@@ -45,6 +45,8 @@ else
   echo "== NOT TESTED here: a real emulated lab, and figures 8 and 9 from one ($why)"
 fi
 [ "$(uname)" = Linux ] || echo "== NOT TESTED here: the peak memory of a slice (Linux only)"
+python -c 'import sys; from mpiconv.runtime import onednn; sys.exit(not onednn.available())' ||
+  echo "== NOT TESTED here: convolutions with reordered weights (this torch or processor has no such oneDNN)"
 
 echo "== ruff"
 ruff format --config .ci/ruff.toml --check .
