@@ -35,6 +35,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from mpiconv.study.benchmark import AT_ONCE  # noqa: E402 - of this checkout
+
 SEED = 0
 START_S = 180
 
@@ -48,7 +50,7 @@ class Contender:
     ranks: int = 1
     threads: int = 1
     settings: dict[str, Any] = field(default_factory=dict)
-    frames: int = 3
+    frames: int = 6
 
 
 OWN = (
@@ -61,19 +63,21 @@ OTHERS = (
     Contender("torch eager, 2 threads", "eager", threads=2),
     Contender("ONNX Runtime, 1 thread", "onnxruntime"),
     Contender("ONNX Runtime, 2 threads", "onnxruntime", threads=2),
+    Contender(AT_ONCE, "onnxruntime", 2),
 )
 DISTVAE = Contender("DistVAE, 2 ranks", "distvae", 2)
 KNOBS = (
     Contender("1 rank, --compute eager", "mpiconv", settings={"scheme": "single", "compute": "eager"}),
     *(
-        Contender(f"{scheme}, {text}", "mpiconv", 2, settings={"scheme": scheme, **settings}, frames=frames)
+        Contender(f"{scheme}, {text}", "mpiconv", 2, settings={"scheme": scheme, **settings})
         for scheme in ("kpm", "wpm")
-        for text, settings, frames in (
-            ("--compute eager", {"compute": "eager"}, 3),
-            ("--overlap on", {"overlap": "on"}, 3),
-            ("--wait sleep", {"wait": "sleep"}, 3),
-            ("--wire float16", {"wire": "float16"}, 3),
-            ("--in-flight 2", {"in_flight": 2}, 8),
+        for text, settings in (
+            ("--compute eager", {"compute": "eager"}),
+            ("--overlap on", {"overlap": "on"}),
+            ("--wait sleep", {"wait": "sleep"}),
+            ("--same-host messages", {"same_host": "messages"}),
+            ("--wire float16", {"wire": "float16"}),
+            ("--in-flight 2", {"in_flight": 2}),
         )
     ),
     Contender("kpm, --gather conv", "mpiconv", 2, settings={"scheme": "kpm", "gather": "conv"}),
@@ -149,7 +153,8 @@ def onnxruntime(contender: Contender, model: Any, images: Any) -> tuple[Any, int
         torch.onnx.export(model, (images,), path, input_names=["x"], dynamo=True, verbose=False)
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     feed = {"x": images.numpy()}
-    return lambda count: _timed(lambda: session.run(None, feed), count), 0
+    rank = int(os.environ.get("PMIX_RANK", os.environ.get("PMI_RANK", "0")))  # of several that do the same
+    return lambda count: _timed(lambda: session.run(None, feed), count), rank
 
 
 def distvae(_contender: Contender, model: Any, images: Any) -> tuple[Any, int]:
@@ -300,7 +305,7 @@ def measure(label: str, rounds: int) -> dict[str, Any]:
         for team in started:
             try:
                 team.await_all()
-                team.run(3)
+                team.run(team.contender.frames)
                 teams.append(team)
             except (OSError, ValueError, RuntimeError) as error:  # noqa: PERF203 - the others go on
                 log.seek(0)
@@ -312,7 +317,7 @@ def measure(label: str, rounds: int) -> dict[str, Any]:
             for team in teams:
                 found = team.run(team.contender.frames)
                 times[team.contender.name].append(statistics.median(found["times"]))
-                if "overhead" in found and team.contender.frames == 3:
+                if "overhead" in found and "in_flight" not in team.contender.settings:
                     spare = (sum(found["overhead"]) / len(found["overhead"]), found["units"])
                     overhead.setdefault(team.contender.name, []).append(spare[0] - 20e-6 * spare[1])
     return {"times": times, "overhead": overhead}

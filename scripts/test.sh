@@ -53,8 +53,10 @@ ruff format --config .ci/ruff.toml --check .
 ruff check --config .ci/ruff.toml .
 echo "== mypy"
 mypy
-echo "== tests"
-python -m pytest -m "parallel[1]" "$@"
+echo "== tests, two at a time"
+python -m pytest -n 2 --dist worksteal -m "parallel[1] and not alone"
+echo "== tests, one at a time"
+python -m pytest -m "parallel[1] and alone"
 for ranks in 2 3 4 6; do
   echo "== tests on $ranks ranks"
   timeout --kill-after=10 600 mpirun -n "$ranks" python -m mpi4py -m pytest -q -p no:cacheprovider -m "parallel[$ranks]"

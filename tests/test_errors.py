@@ -10,7 +10,7 @@ import torch
 import mpiconv as package
 from tests.conftest import PICTURES, ROOT, Ended, execute, mpiconv
 
-SECONDS_TO_END = 5
+SECONDS_TO_END = 5  # beyond the usual time, twice for the tests that run beside this one
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ FEW = ["--model", "digits", "--repeats", "1"]
 def test_wrong_input(words, status, wanted, start_up):
     ended = mpiconv(3, "run", *FEW, *words)
     assert_fails(ended, status, *wanted)
-    assert ended.seconds < start_up + SECONDS_TO_END
+    assert ended.seconds < 2 * start_up + SECONDS_TO_END
     assert ended.out == "", "something was computed before the error was found"
 
 
@@ -81,7 +81,8 @@ PLACES = {
     "joining": "mpiconv.cli.inference:join_world",
     "weights": "mpiconv.runtime.weights:UnitWeights.__call__",
     "preparing": "mpiconv.runtime.engine:LocalUnit",
-    "exchange": "mpiconv.runtime.exchange:Exchanger._allgatherv",
+    "messages": "mpiconv.runtime.exchange:Exchanger._allgatherv",
+    "exchange": "mpiconv.runtime.shared:SharedExchanger.start",
     "compute": "mpiconv.runtime.compute:LocalUnit.__call__",
     "collecting": "mpiconv.runtime.recording:peak_rss_bytes",
 }
@@ -92,9 +93,11 @@ PLACES = {
 )
 def test_an_exception_on_any_rank_in_any_phase(phase, rank, start_up):
     command = ["mpirun", "-n", "3", sys.executable, "-m", "tests.broken_rank", str(rank), PLACES[phase], "run", *FEW]
+    if phase == "messages":
+        command += ["--same-host", "messages"]
     ended = execute(command, cwd=ROOT, timeout=60)
     assert_fails(ended, 1, f"rank {rank}: RuntimeError:", "is broken here")
-    assert ended.seconds < start_up + SECONDS_TO_END
+    assert ended.seconds < 2 * start_up + SECONDS_TO_END
 
 
 @pytest.mark.parametrize(
@@ -109,7 +112,7 @@ def test_an_exception_where_only_the_root_works(place, start_up, tmp_path):
     words = ["run", *FEW, "--output", str(tmp_path / "x.h5")]
     ended = execute(["mpirun", "-n", "3", sys.executable, "-m", "tests.broken_rank", "0", place, *words], cwd=ROOT)
     assert_fails(ended, 1, "rank 0: RuntimeError:")
-    assert ended.seconds < start_up + SECONDS_TO_END
+    assert ended.seconds < 2 * start_up + SECONDS_TO_END
 
 
 def test_a_picture_that_breaks_while_running(tmp_path):
@@ -131,7 +134,7 @@ def test_a_rank_that_never_answers_is_named(rank, word, start_up):
     command = ["mpirun", "-n", "3", sys.executable, "-m", "tests.broken_rank", str(rank), "silent", "run", *FEW]
     ended = execute(command, cwd=ROOT, MPICONV_JOIN_S="1")
     assert_fails(ended, 1, word, "within 1 s", "MPICONV_JOIN_S=SECONDS waits longer")
-    assert ended.seconds < start_up + 3 + SECONDS_TO_END
+    assert ended.seconds < 2 * start_up + 3 + SECONDS_TO_END
 
 
 def test_a_time_to_join_that_is_none():

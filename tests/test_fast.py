@@ -17,14 +17,16 @@ from mpiconv.nets import trace
 from mpiconv.nets.pictures import ahead
 from mpiconv.partition import Box, make_plan
 from mpiconv.partition.box import union_size
+from mpiconv.partition.exchange import exchange
 from mpiconv.partition.pieces import pieces
 from mpiconv.partition.receptive import layer_boxes
 from mpiconv.runtime import onednn
 from mpiconv.runtime.compute import LocalUnit, Paced
-from mpiconv.runtime.exchange import Memory, Parts
+from mpiconv.runtime.exchange import Frame, Memory, Parts
 from mpiconv.runtime.settings import Settings
+from mpiconv.runtime.shared import SharedExchanger, _Region
 from mpiconv.runtime.wire import WIRES
-from mpiconv.study.benchmark import Benchmark, chart, is_benchmark, page, table, targets
+from mpiconv.study.benchmark import AT_ONCE, Benchmark, chart, is_benchmark, page, table, targets
 from mpiconv.study.report import write_report
 from tests.simulated import assert_close
 
@@ -143,9 +145,43 @@ def test_wire_formats(name, channels_last):
 
 
 def test_settings_are_checked():
-    for wrong in ({"compute": "fast"}, {"wire": "float8"}, {"wait": "nap"}, {"in_flight": 0}, {"pace": 0.5}):
+    for wrong in (
+        {"compute": "fast"},
+        {"wire": "float8"},
+        {"wait": "nap"},
+        {"same_host": "pigeon"},
+        {"in_flight": 0},
+        {"pace": 0.5},
+    ):
         with pytest.raises(UsageError):
             Settings(**wrong)
+
+
+def test_a_place_in_shared_memory_is_not_written_before_it_was_read():
+    """Rank 0 makes a map that rank 1 needs half of; rank 1 has not read the last frame when the next one is made."""
+    whole, half = Box.whole((4, 3, 2)), Box.whole((2, 3, 2))
+    spec = exchange([whole, Box()], [whole, half], "a map")
+    frames = [Frame.of(spec, rank) for rank in range(2)]
+    view, flags = torch.zeros(1, 2, 3, 2), memoryview(bytearray(2 * 2 * 64)).cast("i")
+    views = {_Region(frames[1], (1,), 0): view}
+    first, second = (
+        SharedExchanger(spec, 1, rank, frames, views, flags, Memory(channels_last=False), "bcast") for rank in range(2)
+    )
+    picture = torch.arange(24.0).view(1, 4, 3, 2)
+    assert first.room.reached()
+    there = second.start(None)
+    assert not there.done()
+    assert first.start(picture).done()
+    assert there.done()
+    assert torch.equal(second.finish(), picture[:, :2])
+    assert first.finish() is picture
+    assert not first.room.reached(), "rank 1 still reads"
+    second.release()
+    assert first.room.reached()
+    first.start(picture + 1)
+    assert second.start(None).done()
+    assert torch.equal(second.finish(), picture[:, :2] + 1)
+    assert (first.counter.bytes_sent, second.counter.bytes_received, first.counter.messages_sent) == (96, 96, 2)
 
 
 def test_pace_is_taken_from_undisturbed_runs():
@@ -177,6 +213,7 @@ def test_help_needs_no_torch():
 
 def test_benchmark_file_table_and_page(tmp_path):
     times = {"ONNX Runtime, 1 thread": [1.0, 1.1, 0.9], "mpiconv 1 rank": [1.0, 1.2], "mpiconv kpm, 2 ranks": [0.5]}
+    times[AT_ONCE] = [1.0, 1.21, 0.99]
     whole = {"mpiconv 1 rank": [1.5], "mpiconv wpm, 2 ranks": [1.1]}
     result = Benchmark.of(
         {
@@ -192,6 +229,7 @@ def test_benchmark_file_table_and_page(tmp_path):
     assert np.array_equal(again.times["vgg11, conv part"]["mpiconv 1 rank"], [1.0, 1.2])
     found = {row[1]: row[2:] for row in targets(again)}
     assert found["two ranks against ONNX Runtime, one thread (kpm, 2 ranks)"] == ("0.500", "0.540", "holds")
+    assert found["half the time of two ONNX Runtimes at once against one: what these cores have to give"][0] == "0.550"
     assert found["one rank against ONNX Runtime, one thread each (1 rank)"] == ("1.100", "1.050", "missed")
     assert "| vgg11 | 1100.0 | 400.0 | 1.58 | 1.36 |" in page(again, "x.png")
     chart(again, tmp_path / "x.png")

@@ -24,6 +24,8 @@ from mpiconv.measure.results import write_results
 from mpiconv.runtime.clocks import ClockReading, on_root_clock
 from tests.conftest import ROOT, clean_environment, execute, mpiconv
 
+pytestmark = pytest.mark.alone
+
 
 def record(repeats: int = 4, ranks: int = 2) -> Record:
     """A record of a run that never was: 1 ms exchanging and 2 ms computing in each of 3 units."""

@@ -21,7 +21,7 @@ from mpiconv.errors import ModelError, MpiconvError
 from mpiconv.measure.record import peak_rss_bytes
 from mpiconv.nets.tracers import capture
 from mpiconv.partition import SCHEMES
-from mpiconv.runtime import DistributedNet, exchange
+from mpiconv.runtime import DistributedNet, exchange, shared
 from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.wire import WIRES
 from tests.random_nets import Attention, Cat, Excited, ExcitedByFC, Lasting, Net, Outputs, Shuffled, Sum, nets
@@ -97,8 +97,11 @@ def built(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
     return model, picture
 
 
-def compare(model: nn.Module, shape: tuple[int, ...], settings: Settings | None = None, **options: object) -> None:
-    """Distribute, run twice, and compare on rank 0; a failure is told to all ranks so that none waits."""
+def compare(model: nn.Module, shape: tuple[int, ...], settings: Settings | None = None, **options: object) -> bool:
+    """Distribute, run twice, and compare on rank 0; a failure is told to all ranks so that none waits.
+
+    Returns whether this rank shares memory with others.
+    """
     root = COMM.rank == 0
     plan = mpiconv.make_plan(model, shape, ranks=COMM.size, **options) if root else None
     images = torch.randn(shape, generator=torch.Generator().manual_seed(3)) if root else None
@@ -133,6 +136,7 @@ def compare(model: nn.Module, shape: tuple[int, ...], settings: Settings | None 
         assert record is None
     failure = COMM.bcast(failure)
     assert not failure
+    return net.sharing
 
 
 capture_once = cache(capture)
@@ -151,14 +155,20 @@ def _captured_once(monkeypatch):
 def test_split_equals_unsplit(name, scheme):
     model, picture = built(name)
     ranks = COMM.size
-    settings = [Settings(), Settings(compute="eager"), Settings(overlap="on"), Settings(wait="sleep", in_flight=2)]
+    messages = {"same_host": "messages"}
+    settings = [
+        Settings(),
+        Settings(compute="eager", **messages),
+        Settings(overlap="on"),
+        Settings(wait="sleep", in_flight=2, **messages),
+    ]
     for turn, shares in enumerate(
         (None, [0.7, 0.2, 0.1, 0.4, 0.3, 0.6][:ranks], [1, *[0] * (ranks - 1)], [0, *[1] * (ranks - 1)])
     ):
         for gather in ("pool", "conv"):
             compare(model, (1, *picture), settings[turn], scheme=scheme, shares=shares, gather=gather)
     compare(model, (3, *picture), scheme=scheme)
-    compare(model, (2, *picture), Settings(overlap="on"), scheme=scheme)
+    compare(model, (2, *picture), Settings(overlap="on", **messages), scheme=scheme)
 
 
 @pytest.mark.parallel(RANKS)
@@ -167,7 +177,8 @@ def test_split_head_equals_unsplit(scheme):
     model, picture = built("digits")
     for shares in (None, [0, *[1] * (COMM.size - 1)]):
         compare(model, (2, *picture), scheme=scheme, shares=shares, head="split")
-    compare(model, (1, *picture), Settings(overlap="on"), scheme=scheme, gather="conv", head="split")
+    settings = Settings(overlap="on", same_host="messages")
+    compare(model, (1, *picture), settings, scheme=scheme, gather="conv", head="split")
 
 
 @pytest.mark.parallel(RANKS)
@@ -184,18 +195,50 @@ def test_without_persistent_collectives(monkeypatch):
     """As on an MPI of before version 4."""
     model, picture = built("digits")
     monkeypatch.setattr(exchange, "_persistent", lambda *_: [])
-    compare(model, (1, *picture), scheme="kpm")
+    compare(model, (1, *picture), Settings(same_host="messages"), scheme="kpm")
 
 
 @pytest.mark.parallel(RANKS)
 @pytest.mark.parametrize("scheme", sorted(SCHEMES))
-@pytest.mark.parametrize("in_flight", [1, 3])
-def test_stream(scheme, in_flight):
+def test_two_hosts(scheme, monkeypatch):
+    """The first two ranks on one, the rest on another: shared memory within, messages between."""
+    model, picture = built("branches")
+    monkeypatch.setattr(shared.MPI, "Get_processor_name", lambda: "one" if COMM.rank < 2 else "other")
+    compare(model, (1, *picture), scheme=scheme)
+    sharing = compare(model, (2, *picture), scheme=scheme, shares=[1, 1, *[0] * (COMM.size - 2)])
+    assert sharing == (COMM.rank < 2 and scheme not in ("single",))
+    compare(model, (1, *picture), Settings(overlap="on", in_flight=2), scheme=scheme, gather="conv")
+
+
+@pytest.mark.parallel(RANKS)
+@pytest.mark.parametrize("why", ["no folder", "no room", "other processor"])
+def test_memory_that_one_rank_cannot_share(why, monkeypatch):
+    """Then all send messages."""
+    model, picture = built("digits")
+    if COMM.rank == (0 if why == "no room" else 1):
+        if why == "no folder":
+            monkeypatch.setattr(shared.mmap, "mmap", refuse)
+        elif why == "no room":
+            monkeypatch.setattr(shared.os, "posix_fallocate", refuse)
+        else:
+            monkeypatch.setattr(shared.platform, "machine", lambda: "aarch64")
+    sharing = compare(model, (1, *picture), scheme="wpm", shares=[1, 1, *[0] * (COMM.size - 2)])
+    assert not sharing
+
+
+def refuse(*_: object) -> None:
+    raise OSError("there is none")
+
+
+@pytest.mark.parallel(RANKS)
+@pytest.mark.parametrize("scheme", sorted(SCHEMES))
+@pytest.mark.parametrize(("in_flight", "same_host"), [(1, "auto"), (3, "auto"), (3, "messages")])
+def test_stream(scheme, in_flight, same_host):
     """Any number of batches, also fewer than are in flight and none, in order, with every one recorded."""
     model, picture = built("branches")
-    root = COMM.rank == 0
+    root, settings = COMM.rank == 0, Settings(in_flight=in_flight, overlap="on", same_host=same_host)
     plan = mpiconv.make_plan(model, (1, *picture), scheme, COMM.size) if root else None
-    net = mpiconv.distribute(model if root else None, plan, COMM, Settings(in_flight=in_flight, overlap="on"))
+    net = mpiconv.distribute(model if root else None, plan, COMM, settings)
     failure = ""
     for count in (0, 1, in_flight, 7):
         images = torch.randn(count, 1, *picture, generator=torch.Generator().manual_seed(count)) if root else None
@@ -233,6 +276,7 @@ def test_random_nets():
             compute=st.sampled_from(["auto", "auto", "eager"]),
             overlap=st.sampled_from(["auto", "on"]),
             wait=st.sampled_from(["spin", "sleep"]),
+            same_host=st.sampled_from(["auto", "messages"]),
         ),
     )
     def every_rank_draws_the_same(net, scheme, shares, gather, batch, settings):

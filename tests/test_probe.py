@@ -12,6 +12,8 @@ from mpiconv.partition.cluster import UNIT_KINDS, Cluster
 from mpiconv.runtime.speed import CASES, make_work
 from tests.conftest import ROOT, execute, mpiconv
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.mark.parametrize(
     ("values", "wanted"),

@@ -14,6 +14,7 @@ from mpiconv.study.sweep import is_done
 from tests.conftest import ROOT, execute, mpiconv
 from tests.endless import REPEATS, EndlessSweep, wait_until
 
+pytestmark = pytest.mark.alone
 CONF = os.environ.get("MPICONV_TEST_SLURM", "")
 SCRIPTS = ROOT / "scripts" / "slurm"
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")

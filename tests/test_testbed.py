@@ -14,6 +14,7 @@ import pytest
 from mpiconv.partition.cluster import Cluster
 from tests.conftest import ROOT, execute
 
+pytestmark = pytest.mark.alone
 SCRIPT = ROOT / "scripts" / "testbed.py"
 SPEC = importlib.util.spec_from_file_location("testbed", SCRIPT)
 testbed = importlib.util.module_from_spec(SPEC)

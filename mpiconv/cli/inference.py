@@ -331,6 +331,7 @@ def _attributes(
         "compute": net.settings.compute,
         "wait": net.settings.wait,
         "wire": net.settings.wire,
+        "same_host": "shared memory" if net.sharing else "messages",
         "in_flight": net.settings.in_flight,
         "overlap": ",".join(net.overlapped) or "off",
         "emulated": "yes" if max(arguments.pace) > 1 or arguments.dilation > 1 else "no",

@@ -126,6 +126,13 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "enough to pay for it (default: auto)",
     )
     group.add_argument(
+        "--same-host",
+        choices=("auto", "messages"),
+        default="auto",
+        help="how ranks of one host exchange maps; auto: through memory that they share, where they can and --wire is "
+        "float32; messages: by MPI, as between hosts (default: auto)",
+    )
+    group.add_argument(
         "--in-flight",
         type=positive,
         default=1,
@@ -144,6 +151,7 @@ def settings_of(arguments: argparse.Namespace, pace: float) -> Settings:
         wait=arguments.wait,
         wire=arguments.wire,
         overlap=arguments.overlap,
+        same_host=arguments.same_host,
         in_flight=arguments.in_flight,
         pace=pace,
         dilation=arguments.dilation,

@@ -192,10 +192,13 @@ def _sum(*maps: torch.Tensor) -> torch.Tensor:
 
 
 def _edges(layer: Layer, box: Box, held: Box) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Rows and columns of padding (before, after) around what is held; negative where less than that is read."""
+    """Rows and columns of padding (before, after) around what is held; negative where less than that is read.
+
+    What is left over behind the last step of the window, less than a stride, need not be taken away.
+    """
     rows, columns = (
-        (have.lo - read.lo, read.hi - have.hi)
-        for read, have in zip(reach(layer, box), (held.rows, held.columns), strict=True)
+        (have.lo - read.lo, after if (after := read.hi - have.hi) <= -stride else max(after, 0))
+        for read, have, stride in zip(reach(layer, box), (held.rows, held.columns), layer.stride, strict=True)
     )
     return rows, columns
 

@@ -20,7 +20,7 @@ from mpiconv.partition import Box, Plan
 from mpiconv.partition.pieces import Pieces, pieces
 from mpiconv.partition.plan import FLOAT_BYTES, ROOT
 from mpiconv.runtime.compute import LocalUnit, Paced, weights_of
-from mpiconv.runtime.exchange import Memory
+from mpiconv.runtime.exchange import Exchanger, Memory
 from mpiconv.runtime.frames import Compute, Slot, around_of
 from mpiconv.runtime.heap import settle_heap
 from mpiconv.runtime.messages import bcast_json, on_root
@@ -28,7 +28,8 @@ from mpiconv.runtime.operations import WholeUnit
 from mpiconv.runtime.progress import Progress
 from mpiconv.runtime.recording import Recorder
 from mpiconv.runtime.settings import Settings
-from mpiconv.runtime.waiting import Waiting, choose
+from mpiconv.runtime.shared import Host
+from mpiconv.runtime.waiting import Awaited, Waiting, choose
 from mpiconv.runtime.weights import UnitWeights, check_state
 from mpiconv.runtime.wire import WIRES
 
@@ -45,8 +46,8 @@ class _Frame:
     """A frame under way: its number (None until it is known), what it waits for, and the rest of its work."""
 
     slot: Slot
-    work: Generator[list[MPI.Request], None, Any]
-    requests: list[MPI.Request]
+    work: Generator[Awaited, None, Any]
+    awaited: Awaited
 
 
 class DistributedNet:
@@ -60,6 +61,8 @@ class DistributedNet:
         How it runs it; ``wait`` is what ``auto`` came to.
     weight_bytes
         B of weights that this rank computes with; the root's own slices are views of the whole model.
+    sharing
+        Whether this rank exchanges maps with others of its host through memory that they share.
     overlapped
         The units whose output is sent piece by piece while the rest is computed.
     no_meter
@@ -82,7 +85,9 @@ class DistributedNet:
         )
         self._slots = slots
         self._waiting = Waiting(settings.wait)
-        self._progress = Progress(comm, wanted=bool(self.overlapped) or settings.in_flight > 1)
+        self.sharing = slots[0].sharing
+        messages = any(isinstance(e, Exchanger) for parts in slots[0].exchangers.values() for e in parts)
+        self._progress = Progress(comm, wanted=messages and (bool(self.overlapped) or settings.in_flight > 1))
         self._number = 0
         exchangers = [exchanger for slot in slots for parts in slot.exchangers.values() for exchanger in parts]
         self._reused = {e.buffer.untyped_storage().data_ptr() for e in exchangers if e.buffer is not None}
@@ -115,13 +120,13 @@ class DistributedNet:
             a script that may get there should be started with ``python -m mpi4py``, which ends them.
         """
         slot = self._slots[0]
-        frame = _Frame(slot, self._work(slot, self._checked(images), self._next_number()), [])
+        frame = _Frame(slot, self._work(slot, self._checked(images), self._next_number()), Awaited())
         with self._progress:
             while True:
                 done = self._advance(frame)
                 if done is not None:
                     return done[0]
-                self._waiting.all(frame.requests)
+                self._waiting.all(frame.awaited)
 
     def stream(self, batches: Iterable[torch.Tensor] | None = None) -> Iterator[Any]:
         """Run batch after batch, ``settings.in_flight`` of them under way at a time. Collective.
@@ -145,9 +150,9 @@ class DistributedNet:
                     frame = self._opened(idle.pop(0), source)
                     active.append(frame)
                     order.append(frame)
-                ready = [f for f in active if not f.requests or MPI.Request.Testall(f.requests)]
+                ready = [f for f in active if f.awaited.done()]
                 if len(active) == 1 and not ready:
-                    self._waiting.all(active[0].requests)
+                    self._waiting.all(active[0].awaited)
                     ready = active[:]
                 if not ready:
                     self._waiting.rest()
@@ -188,15 +193,13 @@ class DistributedNet:
         """Do what the frame can do without waiting; (output, whether it was told to stop) once it is through."""
         with torch.inference_mode():
             try:
-                frame.requests = next(frame.work)
+                frame.awaited = next(frame.work)
             except StopIteration as end:
                 result: tuple[Any, bool] = end.value
                 return result
         return None
 
-    def _work(
-        self, slot: Slot, images: torch.Tensor | None, number: int
-    ) -> Generator[list[MPI.Request], None, tuple[Any, bool]]:
+    def _work(self, slot: Slot, images: torch.Tensor | None, number: int) -> Generator[Awaited, None, tuple[Any, bool]]:
         output, stamps = yield from slot.run(images)
         output = tree_map_only(torch.Tensor, self._own_copy, output) if self.comm.rank == ROOT else None
         self._recorder.add(number, stamps, perf_counter() - stamps[0])
@@ -210,13 +213,13 @@ class DistributedNet:
             message[0] = STOP if images is None else self._next_number()
             images = None if images is None else self._checked(images)
         told = [slot.comm.Ibcast(message, ROOT)]
-        return _Frame(slot, self._told(slot, message, told, images), [])
+        return _Frame(slot, self._told(slot, message, told, images), Awaited())
 
     def _told(
         self, slot: Slot, message: np.ndarray, told: list[MPI.Request], images: torch.Tensor | None
-    ) -> Generator[list[MPI.Request], None, tuple[Any, bool]]:
+    ) -> Generator[Awaited, None, tuple[Any, bool]]:
         if self.comm.rank != ROOT or message[0] == STOP:
-            yield told
+            yield Awaited(told)
         if message[0] == STOP:
             return None, True
         number = int(message[0])
@@ -281,7 +284,8 @@ def distribute(
     shared = Plan.from_dict(bcast_json(comm, data))
     settings = replace(Settings(**bcast_json(comm, asdict(settings))), pace=settings.pace)
     settings = replace(settings, wait=choose(settings.wait, comm))
-    cuts = _cuts(shared, settings, comm)
+    host = Host(comm, wanted=settings.same_host == "auto" and settings.wire == "float32")
+    cuts = _cuts(shared, settings, comm, host)
     computes, held = _computes(shared, cuts, settings, comm, state, modules)
     last: Compute | None = None
     if modules:
@@ -290,7 +294,7 @@ def distribute(
     computes.append([last if last is None or settings.pace == 1 else Paced(last, settings.pace)])
     memory, wire = Memory(channels_last=settings.compute == "auto"), WIRES[settings.wire]
     comms = [comm, *(comm.Dup() for _ in range(1, settings.in_flight))]
-    slots = [Slot(shared, each, memory, wire, cuts, computes) for each in comms]
+    slots = [Slot(shared, each, memory, wire, cuts, computes, host) for each in comms]
     return DistributedNet(shared, comm, settings, slots, computes, held)
 
 
@@ -344,8 +348,11 @@ def _holds(plan: Plan, cuts: list[Pieces], unit: Unit, rank: int) -> bool:
     return spec.needed[rank] in spec.owned[rank]
 
 
-def _cuts(plan: Plan, settings: Settings, comm: MPI.Intracomm) -> list[Pieces]:
-    """In which pieces every unit of the body is computed. Collective."""
+def _cuts(plan: Plan, settings: Settings, comm: MPI.Intracomm, host: Host) -> list[Pieces]:
+    """In which pieces every unit of the body is computed. Collective.
+
+    Where maps change hands in shared memory nothing travels that more computing could hide.
+    """
     whole: list[Pieces] = [(boxes,) for boxes in plan.boxes]
     if settings.overlap == "off" or comm.size == 1:
         return whole
@@ -356,7 +363,8 @@ def _cuts(plan: Plan, settings: Settings, comm: MPI.Intracomm) -> list[Pieces]:
         if index in plan.exchanges:
             spec = plan.exchanges[index]
             most = FLOAT_BYTES * plan.batch * max(spec.received(rank) for rank in range(plan.ranks))
-            if settings.overlap == "on" or most * seconds_per_byte >= WORTH_S:
+            slow = not host.near(spec.members) and most * seconds_per_byte >= WORTH_S
+            if settings.overlap == "on" or slow:
                 cut = pieces(unit, spec)
         cuts.append(cut)
     return cuts

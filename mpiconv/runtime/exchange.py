@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,7 @@ from mpi4py import MPI
 
 from mpiconv.partition import Box, Span
 from mpiconv.partition.box import union_size
-from mpiconv.runtime.waiting import Waiting
+from mpiconv.runtime.waiting import Awaited, Waiting
 from mpiconv.runtime.wire import FLOAT32, Parcel, Wire
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ Groups = dict[tuple[int, ...], MPI.Intracomm]
 
 Message = list[Any]
 """What mpi4py takes as a buffer: memory, counts and offsets where there are several, type."""
+
+Around = tuple[tuple[int, int], tuple[int, int], float]
+"""Rows and columns (before, after) that are kept around what a rank needs, and their value."""
 
 TAG = 7
 COLLECTIVES = ("bcast", "scatterv", "gatherv", "allgatherv")
@@ -80,6 +84,30 @@ class Memory:
         for mine, whole in zip(self.spans(box), self.spans(frame), strict=True):
             number = number * len(whole) + mine.lo - whole.lo
         return number
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What of a map a rank has once it was exchanged: ``box``, with the padding around it where it is ``padded``.
+
+    ``holds``: it is what the rank computed, in no buffer of its own.
+    """
+
+    box: Box
+    holds: bool
+    padded: bool = False
+    padding: float = 0.0
+
+    @classmethod
+    def of(cls, exchange: Exchange, rank: int, around: Around | None = None, *, partial: bool = False) -> Frame:
+        """A rank's; ``partial`` if the map is made and exchanged in parts, which come together in a buffer."""
+        own, need = exchange.owned[rank], exchange.needed[rank]
+        if not need if partial else need in own:
+            return cls(own, holds=True)
+        if around is None:
+            return cls(need, holds=False)
+        rows, columns, value = around
+        return cls(Box(need.channels, need.rows.wider(rows), need.columns.wider(columns)), False, True, value)
 
 
 class Parts:
@@ -163,14 +191,14 @@ class Parts:
 class Exchanger:
     """One map's exchange on this rank: ``start`` posts the messages, ``finish`` returns what the rank needs next.
 
-    Collective over the exchange's members. Between the two calls the requests that ``start`` returned have to complete.
+    Collective over the exchange's members. Between the two calls what ``start`` returned has to be awaited.
 
     Parameters
     ----------
-    around
-        Rows and columns (before, after) that the buffer has around what the rank needs, and their value.
-    shared
-        Several exchanges fill one buffer, the first one's; the others are given it as ``buffer``.
+    frame
+        What the rank has afterwards; None for what it needs and nothing around it.
+    buffer
+        Where that is put together, if another part of the same exchange has made it already.
     """
 
     def __init__(
@@ -181,27 +209,21 @@ class Exchanger:
         groups: Groups,
         memory: Memory | None = None,
         wire: Wire = FLOAT32,
-        around: tuple[tuple[int, int], tuple[int, int], float] | None = None,
+        frame: Frame | None = None,
         buffer: torch.Tensor | None = None,
-        *,
-        shared: bool = False,
     ) -> None:
         rank = comm.rank
         self.comm, self.rank, self.batch, self.wire = comm, rank, batch, wire
         self.memory = memory or Memory(channels_last=False)
         self.counter = Counter()
+        frame = frame or Frame.of(exchange, rank)
         self.own, need = exchange.owned[rank], exchange.needed[rank]
-        self.holds = not need if shared else need in self.own
-        self.padded = bool(around) and not self.holds
-        self.frame = self.own if self.holds else need
+        self.frame, self.holds, self.padded = frame.box, frame.holds, frame.padded
         self.buffer = buffer
-        if around is not None and self.padded:
-            rows, columns, value = around
-            self.frame = Box(need.channels, need.rows.wider(rows), need.columns.wider(columns))
-            if buffer is None:
-                self.buffer = self.memory.empty(batch, self.frame).fill_(value)
-        elif not self.holds and buffer is None:
-            self.buffer = self.memory.empty(batch, need)
+        if not self.holds and buffer is None:
+            self.buffer = self.memory.empty(batch, self.frame)
+            if self.padded:
+                self.buffer.fill_(frame.padding)
         self.members = exchange.members
         self.pattern = exchange.pattern if rank in self.members else "none"
         self.sends: dict[int, list[Box]] = {}
@@ -233,7 +255,7 @@ class Exchanger:
             self._kept = self.buffer[there]
             self._cut = None if kept == self.own else here
 
-    def start(self, tensor: torch.Tensor | None) -> list[MPI.Request]:
+    def start(self, tensor: torch.Tensor | None) -> Awaited:
         """Post the messages for a map of which this rank made ``tensor``, (N, *own box), or None if nothing."""
         if self._kept is not None:
             mine = _given(tensor)
@@ -241,11 +263,10 @@ class Exchanger:
         if self.outgoing is not None and self.outgoing.fixed is None:  # sent from where it lies
             tensor = _given(tensor).contiguous(memory_format=self.memory.format)
         self._sending = tensor
-        requests: list[MPI.Request] = self._post(tensor)
-        return requests
+        return Awaited(list(self._post(tensor)))
 
     def finish(self) -> torch.Tensor | None:
-        """A tensor (N, *frame), None for an empty box; only after the requests are complete."""
+        """A tensor (N, *frame), None for an empty box; only after what ``start`` returned is there."""
         if self.incoming is not None:
             self.incoming.unpack(self.place)
         tensor, self._sending = self._sending, None

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mpiconv.nets.graph import PICTURE, Unit
-from mpiconv.partition import Box, Plan
+from mpiconv.partition import Box, Exchange, Plan
 from mpiconv.partition.pieces import Pieces
 from mpiconv.partition.receptive import unit_needs
 from mpiconv.runtime.compute import margin
-from mpiconv.runtime.exchange import Exchanger, Groups, Memory
+from mpiconv.runtime.exchange import Around, Exchanger, Frame, Groups, Memory
+from mpiconv.runtime.shared import Host, SharedExchanger, SharedMaps
+from mpiconv.runtime.waiting import Awaited, Flags
 from mpiconv.runtime.wire import Wire
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ Place = tuple[slice, ...] | None
 """Where an input lies in a map that the rank holds: None for all of it, an empty tuple for nothing."""
 
 Compute = Callable[..., Any]
-Around = tuple[tuple[int, int], tuple[int, int], float]
+AnyExchanger = Exchanger | SharedExchanger
 
 
 @dataclass(frozen=True)
@@ -40,20 +42,24 @@ class Step:
     """One unit on this rank.
 
     ``exchanges`` are the maps that are exchanged before it; ``pieces`` what is computed, in order; ``early`` the
-    exchange that each piece starts as soon as it is computed, empty where the map's first reader starts it;
-    ``finished`` the maps that nobody reads afterwards.
+    exchange that each piece starts as soon as it is computed, empty where the map's first reader starts it; ``room``
+    what has to be free before these exchanges start; ``finished`` the maps that nobody reads afterwards, ``shared`` the
+    exchangers of those that lie in shared memory.
     """
 
     exchanges: tuple[int, ...]
     pieces: tuple[Piece, ...]
-    early: tuple[Exchanger, ...]
+    early: tuple[AnyExchanger, ...]
+    room: tuple[Flags, ...]
     finished: tuple[int, ...]
+    shared: tuple[SharedExchanger, ...]
 
 
 class Slot:
     """The buffers, messages and steps of one frame; several frames under way have one each.
 
-    ``comm`` is the slot's own, so that the messages of frames cannot be taken for each other's.
+    ``comm`` is the slot's own, so that the messages of frames cannot be taken for each other's; ``host`` the ranks that
+    exchange maps through shared memory.
     """
 
     def __init__(
@@ -64,23 +70,34 @@ class Slot:
         wire: Wire,
         cuts: Sequence[Pieces],
         computes: Sequence[Sequence[Compute | None]],
+        host: Host,
     ) -> None:
         self.comm, self.plan, self.memory = comm, plan, memory
         groups: Groups = {}
-        rank = comm.rank
-        self.exchangers: dict[int, tuple[Exchanger, ...]] = {}
+        parts: dict[int, list[Exchange]] = {}
+        frames: dict[int, list[Frame]] = {}
         for source, spec in plan.exchanges.items():
-            parts = cuts[source] if source != PICTURE else (spec.owned,)
-            around = around_of(plan, source, rank)
-            if len(parts) == 1:
-                self.exchangers[source] = (Exchanger(spec, plan.batch, comm, groups, memory, wire, around),)
-                continue
-            made: list[Exchanger] = []
-            for owned in parts:
-                buffer = made[0].buffer if made else None
-                part = Exchanger(spec.part(owned), plan.batch, comm, groups, memory, wire, around, buffer, shared=True)
-                made.append(part)
-            self.exchangers[source] = tuple(made)
+            made = cuts[source] if source != PICTURE else (spec.owned,)
+            parts[source] = [spec.part(owned) for owned in made] if len(made) > 1 else [spec]
+            frames[source] = [
+                Frame.of(spec, rank, around_of(plan, source, rank), partial=len(made) > 1) for rank in range(comm.size)
+            ]
+        self.exchangers: dict[int, tuple[AnyExchanger, ...]] = {}
+        near = {
+            s: spec for s, spec in plan.exchanges.items() if host.near(spec.members) and spec.members[0] in host.ranks
+        }
+        self.exchangers |= SharedMaps(near, parts, frames, plan.batch, comm.rank, host, memory).exchangers
+        self.sharing = bool(self.exchangers)
+        for source in plan.exchanges.keys() - self.exchangers.keys():
+            buffer: torch.Tensor | None = None
+            found: list[Exchanger] = []
+            for part in parts[source]:
+                frame = frames[source][comm.rank]
+                found.append(Exchanger(part, plan.batch, comm, groups, memory, wire, frame, buffer))
+                buffer = found[0].buffer
+            self.exchangers[source] = tuple(found)
+        self._turning = isinstance(self.exchangers.get(PICTURE, (None,))[0], SharedExchanger)
+        self._unread: tuple[SharedExchanger, ...] = ()
         self.steps = [self._step(u, cuts, found) for u, found in enumerate(computes)]
 
     def _step(self, index: int, cuts: Sequence[Pieces], computes: Sequence[Compute | None]) -> Step:
@@ -89,8 +106,12 @@ class Slot:
         boxes = [piece[rank] for piece in cuts[index]] if index < len(plan.boxes) else [plan.owned[index][rank]]
         pieces = tuple(Piece(self._inputs(unit, box), compute) for box, compute in zip(boxes, computes, strict=True))
         early = self.exchangers[index] if len(boxes) > 1 else ()
+        incoming = plan.incoming(index)
+        starting = [self.exchangers[i][0] for i in incoming if len(self.exchangers[i]) == 1]
+        room = tuple(e.room for e in (*starting, *early) if isinstance(e, SharedExchanger) and e.room.places)
         finished = tuple(i for i in dict.fromkeys(unit.inputs) if plan.graph.consumers(i)[-1] == index)
-        return Step(tuple(plan.incoming(index)), pieces, early, finished)
+        read = [e for i in finished for e in self.exchangers.get(i, ()) if isinstance(e, SharedExchanger)]
+        return Step(tuple(incoming), pieces, early, room, finished, tuple(read))
 
     def _inputs(self, unit: Unit, box: Box) -> tuple[tuple[int, Place], ...]:
         found: list[tuple[int, Place]] = []
@@ -103,31 +124,25 @@ class Slot:
             found.append((source, None if whole else (slice(None), *need.within(last.frame)) if need else ()))
         return tuple(found)
 
-    def run(self, images: torch.Tensor | None) -> Generator[list[MPI.Request], None, tuple[Any, list[float]]]:
-        """One frame: yields requests whenever it has to wait for them; returns output and stamps.
+    def run(self, images: torch.Tensor | None) -> Generator[Awaited, None, tuple[Any, list[float]]]:
+        """One frame: yields what it has to wait for whenever it has to; returns output and stamps.
 
         The output is the head's on the root, None elsewhere. Stamped are the start of the frame and, of every unit, the
         ends of its exchange and of its computing, which is where the next one starts.
         """
-        pending: dict[int, list[MPI.Request]] = {}
+        pending: dict[int, Awaited] = {}
         output: Any = None
         stamps = [perf_counter()]
-        if images is not None:  # torch turns them faster than oneDNN would inside the first convolution
+        for read in self._unread:
+            read.release()
+        if images is not None and not self._turning:  # faster than oneDNN would inside the first convolution
             images = images.contiguous(memory_format=self.memory.format)
         maps: dict[int, torch.Tensor | None] = {PICTURE: images}
         for index, step in enumerate(self.steps):
-            for source in step.exchanges:
-                if source not in pending:
-                    pending[source] = self.exchangers[source][0].start(maps[source])
-            requests = [request for source in step.exchanges for request in pending.pop(source)]
-            if requests:
-                yield requests
-            for source in step.exchanges:
-                for exchanger in self.exchangers[source]:
-                    maps[source] = exchanger.finish()
+            yield from self._exchanged(step, maps, pending)
             stamps.append(perf_counter())
             if step.early:
-                pending[index] = []
+                pending[index] = Awaited()
             for number, piece in enumerate(step.pieces):
                 inputs = [_part(maps[source], where) for source, where in piece.inputs]
                 output = None if piece.compute is None else piece.compute(*inputs)
@@ -136,8 +151,37 @@ class Slot:
             maps[index] = output
             for source in step.finished:
                 del maps[source]
+            if step.shared and index < len(self.steps) - 1:
+                maps[index] = _apart(output, step.shared)
+                for read in step.shared:
+                    read.release()
             stamps.append(perf_counter())
+        self._unread = self.steps[-1].shared  # the output may still lie there
         return output, stamps
+
+    def _exchanged(
+        self, step: Step, maps: dict[int, torch.Tensor | None], pending: dict[int, Awaited]
+    ) -> Generator[Awaited, None, None]:
+        """The exchanges before a step: those not under way yet are started, all are awaited."""
+        taken = [flags for flags in step.room if not flags.reached()]
+        if taken:
+            yield Awaited([], taken)
+        awaited = Awaited()
+        for source in step.exchanges:
+            awaited += pending.pop(source) if source in pending else self.exchangers[source][0].start(maps[source])
+        if awaited:
+            yield awaited
+        for source in step.exchanges:
+            for exchanger in self.exchangers[source]:
+                maps[source] = exchanger.finish()
+
+
+def _apart(output: torch.Tensor | None, shared: Sequence[SharedExchanger]) -> torch.Tensor | None:
+    """The tensor itself, or a copy of one that lies where the map that was read does, and others may soon write."""
+    if output is None:
+        return None
+    there = {e.buffer.untyped_storage().data_ptr() for e in shared if e.buffer is not None}
+    return output.clone() if output.untyped_storage().data_ptr() in there else output
 
 
 def around_of(plan: Plan, source: int, rank: int) -> Around | None:

@@ -10,6 +10,7 @@ from mpiconv.runtime.wire import WIRES
 
 COMPUTES = ("auto", "eager")
 OVERLAPS = ("auto", "on", "off")
+SAME_HOSTS = ("auto", "messages")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class Settings:
     overlap
         Whether what others need is computed and sent first (``on``), the rest while it travels; ``auto`` where a
         message is large enough to pay for it.
+    same_host
+        How ranks of one host exchange maps: ``auto`` through memory that they share, where they can and the wire is
+        float32; ``messages`` by MPI, as between hosts.
     in_flight
         How many batches ``stream`` has under way at a time.
     pace
@@ -43,6 +47,7 @@ class Settings:
     wait: str = "auto"
     wire: str = "float32"
     overlap: str = "auto"
+    same_host: str = "auto"
     in_flight: int = 1
     pace: float = 1.0
     dilation: float = 1.0
@@ -50,7 +55,8 @@ class Settings:
     readers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, known in (("compute", COMPUTES), ("wait", WAITS), ("wire", tuple(WIRES)), ("overlap", OVERLAPS)):
+        choices = {"compute": COMPUTES, "wait": WAITS, "wire": WIRES, "overlap": OVERLAPS, "same_host": SAME_HOSTS}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise UsageError(f"{name} is {getattr(self, name)!r}: {', '.join(known)} are known")
         if self.in_flight < 1:
