@@ -326,7 +326,8 @@ def measure(label: str, rounds: int) -> dict[str, Any]:
 LAB = ("--devices", "2", "--rate", "10", "--pace", "4")
 LINKS = "over links of 10 MB/s, two emulated devices"
 SLOW = {
-    f"alexnet {LINKS} at a quarter of a core": ("alexnet", ("kpm", "wpm")),
+    f"alexnet {LINKS} at a quarter of a core": ("alexnet", ("kpm", "wpm"), 30),
+    f"vgg11 {LINKS} at a quarter of a core": ("vgg11", ("kpm",), 12),
 }
 
 
@@ -334,10 +335,10 @@ def measure_links(label: str, rounds: int) -> dict[str, Any]:
     """Times in s per picture with one and with two under way, in turns, over slow links between emulated devices."""
     from tqdm import tqdm
 
-    model, schemes = SLOW[label]
+    model, schemes, repeats = SLOW[label]
     testbed = [sys.executable, str(ROOT / "scripts" / "testbed.py"), "--name", f"bench{os.getpid() % 100000}"]
     command = [*testbed, "run", "-n", "2", "--timeout", "300", "--", sys.executable, "-m", "mpiconv", "run", "--quiet"]
-    command += ["--model", model, "--gather", "pool", "--warmup", "1", "--repeats", "8", "--json"]
+    command += ["--model", model, "--gather", "pool", "--warmup", "2", "--repeats", str(repeats), "--json"]
     times: dict[str, list[float]] = {}
     up = subprocess.run([*testbed, "up", *LAB], capture_output=True, text=True, check=False)
     if up.returncode:
