@@ -39,6 +39,7 @@ from mpiconv.study.benchmark import AT_ONCE  # noqa: E402 - of this checkout
 
 SEED = 0
 START_S = 180
+STARTING = 2  # at a time: while a process makes ready, it takes several times the memory that it keeps
 
 
 @dataclass(frozen=True)
@@ -294,23 +295,29 @@ def measure(label: str, rounds: int) -> dict[str, Any]:
 
     name, conv_part, contenders = NETWORKS[label]
     with ExitStack() as stack, tempfile.TemporaryFile("w+") as log:
-        started, teams = [], []
-        for contender in contenders:
-            if contender.engine in ("onnxruntime", "distvae") and find_spec(contender.engine) is None:
-                print(f"not measured: {contender.name} (pip install {contender.engine})", file=sys.stderr)
-                continue
-            team = Team(contender, name, conv_part, log)
-            stack.callback(team.end)
-            started.append(team)
-        for team in started:
+        starting: list[Team] = []
+        teams: list[Team] = []
+
+        def settle(team: Team) -> None:
             try:
                 team.await_all()
                 team.run(team.contender.frames)
                 teams.append(team)
-            except (OSError, ValueError, RuntimeError) as error:  # noqa: PERF203 - the others go on
+            except (OSError, ValueError, RuntimeError) as error:
                 log.seek(0)
                 said = [line for line in log.read().splitlines() if "Error" in line][-1:]
                 print(f"not measured: {team.contender.name} on {label}: {error} {said}", file=sys.stderr)
+
+        for contender in contenders:
+            if contender.engine in ("onnxruntime", "distvae") and find_spec(contender.engine) is None:
+                print(f"not measured: {contender.name} (pip install {contender.engine})", file=sys.stderr)
+                continue
+            if len(starting) == STARTING:
+                settle(starting.pop(0))
+            starting.append(Team(contender, name, conv_part, log))
+            stack.callback(starting[-1].end)
+        for team in starting:
+            settle(team)
         times: dict[str, list[float]] = {team.contender.name: [] for team in teams}
         overhead: dict[str, list[float]] = {}
         for _ in tqdm(range(rounds), desc=label, unit="round", disable=not sys.stderr.isatty()):
