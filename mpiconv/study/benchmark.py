@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import h5py
@@ -18,6 +19,7 @@ from mpiconv.study.style import colour, pyplot, save
 KIND = "benchmark"
 REFERENCE = "ONNX Runtime, 1 thread"
 AT_ONCE = "ONNX Runtime, 1 thread, two at once"
+BAR_INCHES = 0.24
 HEADER = ("contender", "median ms", "range ms", "ratio")
 
 AIMS = ("network", "what", "ratio", "at most", "")
@@ -209,23 +211,25 @@ def table(result: Benchmark) -> str:
 
 
 def chart(result: Benchmark, out: Path) -> None:
-    """A panel per network."""
-    most = max(len(times) for times in result.times.values())
+    """A panel per network, as high as it has contenders."""
+    labels = list(result.times)
+    pairs = [labels[i : i + 2] for i in range(0, len(labels), 2)]
+    heights = [1 + BAR_INCHES * max(len(result.times[label]) for label in pair) for pair in pairs]
     with pyplot() as plt:
-        count = len(result.times)
-        size = (11, (0.24 * most + 1) * -(-count // 2))
-        figure, panels = plt.subplots(-(-count // 2), 2, figsize=size, squeeze=False)
+        figure, panels = plt.subplots(
+            len(pairs), 2, figsize=(11, sum(heights)), squeeze=False, gridspec_kw={"height_ratios": heights}
+        )
         for axes, (label, times) in zip(panels.flat, result.times.items(), strict=False):
             _bars(axes, times)
-            axes.set_title(label)
-        for axes in list(panels.flat)[count:]:
+            axes.set_title("\n".join(wrap(label, 48)))
+        for axes in list(panels.flat)[len(labels) :]:
             axes.set_visible(False)
         save(figure, out)
 
 
 def contenders(plt: Any, times: Mapping[str, np.ndarray]) -> Any:
     """Every contender's median time, with the range from the 5th to the 95th percentile; mpiconv's are dark."""
-    figure, axes = plt.subplots(figsize=(6.4, 1 + 0.24 * len(times)))
+    figure, axes = plt.subplots(figsize=(6.4, 1 + BAR_INCHES * len(times)))
     _bars(axes, times)
     return figure
 
