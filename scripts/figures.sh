@@ -105,7 +105,8 @@ else
   for rate in 100 10; do with_lab $rate $pi4 -- offload; done
   combine 8
   if [ "$form" = --quick ]; then
-    for rate in 100 10; do with_lab $rate --devices 4 --dilation 4 -- equal like-core "[2, 4]" ""; done
+    with_lab 100 --devices 4 --dilation 4 -- equal like-core "[2, 4]" ""
+    with_lab 10 --devices 2 --dilation 4 -- equal like-core "[2]" ""
   else
     both=$gathers gathers='["conv"]' # as the paper exchanges
     for rate in 100 10; do with_lab $rate --devices 16 --pace 10.4 --dilation 2 -- equal like-pi4 "[2, 4, 8, 12]" "[16]"; done

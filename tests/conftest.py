@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -35,10 +39,19 @@ class Ended:
         return json.loads(self.out)
 
 
+@cache
+def own_folder() -> Path:
+    """For the session files of this process's mpiruns: of two in one folder, one may end as the other begins there."""
+    folder = Path(tempfile.mkdtemp(prefix="mpi"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def clean_environment(**extra: str) -> dict[str, str]:
     """This environment without what an outer mpirun or SLURM put there."""
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMIX_", "PMI_", "PRTE_", "SLURM_"))}
     keep |= {"PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe", "OMP_NUM_THREADS": "1"}
+    keep["PRTE_MCA_prte_tmpdir_base"] = str(own_folder())
     if os.geteuid() == 0:
         keep |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return keep | extra

@@ -139,7 +139,8 @@ class Slot:
             images = images.contiguous(memory_format=self.memory.format)
         maps: dict[int, torch.Tensor | None] = {PICTURE: images}
         for index, step in enumerate(self.steps):
-            yield from self._exchanged(step, maps, pending)
+            if step.exchanges or step.room:
+                yield from self._exchanged(step, maps, pending)
             stamps.append(perf_counter())
             if step.early:
                 pending[index] = Awaited()
