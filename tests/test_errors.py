@@ -63,7 +63,7 @@ FEW = ["--model", "digits", "--repeats", "1"]
     ],
 )
 def test_wrong_input(words, status, wanted, start_up):
-    ended = mpiconv(2, "run", *FEW, *words)
+    ended = mpiconv(3, "run", *FEW, *words)
     assert_fails(ended, status, *wanted)
     assert ended.seconds < 2 * start_up + SECONDS_TO_END
     assert ended.out == "", "something was computed before the error was found"
