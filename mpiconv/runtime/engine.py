@@ -20,7 +20,7 @@ from mpiconv.partition import Box, Plan
 from mpiconv.partition.pieces import Pieces, pieces
 from mpiconv.partition.plan import FLOAT_BYTES, ROOT
 from mpiconv.runtime.compute import LocalUnit, Paced, weights_of
-from mpiconv.runtime.exchange import Exchanger, Memory
+from mpiconv.runtime.exchange import Exchanger, Frame, Memory
 from mpiconv.runtime.frames import Compute, Slot, around_of
 from mpiconv.runtime.heap import settle_heap
 from mpiconv.runtime.messages import bcast_json, on_root
@@ -342,10 +342,8 @@ def _given(compute: Compute | None) -> Compute:
 def _holds(plan: Plan, cuts: list[Pieces], unit: Unit, rank: int) -> bool:
     """Whether the rank has all of the unit's only input already, so that no buffer with padding was made for it."""
     source = unit.inputs[0]
-    spec = plan.exchanges[source]
-    if source != PICTURE and len(cuts[source]) > 1:
-        return not spec.needed[rank]
-    return spec.needed[rank] in spec.owned[rank]
+    partial = source != PICTURE and len(cuts[source]) > 1
+    return Frame.of(plan.exchanges[source], rank, partial=partial).holds
 
 
 def _cuts(plan: Plan, settings: Settings, comm: MPI.Intracomm, host: Host) -> list[Pieces]:
