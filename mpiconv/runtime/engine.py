@@ -30,7 +30,7 @@ from mpiconv.runtime.recording import Recorder
 from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.shared import Host
 from mpiconv.runtime.waiting import Awaited, Waiting, choose
-from mpiconv.runtime.weights import UnitWeights, check_state
+from mpiconv.runtime.weights import LayerWeights, UnitWeights, check_state
 from mpiconv.runtime.wire import WIRES
 
 if TYPE_CHECKING:
@@ -308,30 +308,43 @@ def _computes(
 ) -> tuple[list[list[Compute | None]], int]:
     """What this rank computes: for every unit of the body its pieces in order; and the B of weights that it took.
 
-    Unit by unit the weights are sent and made into what computes, so that no rank has room for more than its slices.
-    Collective.
+    Unit by unit the weights are sent and made into what computes, the largest first, so that no rank has room for more
+    than its slices and the copies of one unit. Collective.
     """
-    receive, held = UnitWeights(plan, state, comm, settings.weights_file, settings.readers), 0
-    found: list[list[Compute | None]] = []
-    for index, unit in enumerate(plan.graph.body):
-        weights, whole = receive(index), plan.boxes[index][comm.rank]
-        held += sum(tensor.nbytes for layer in weights for tensor in layer.values())
-        padded = all(around_of(plan, source, comm.rank) is not None for source in unit.inputs)
-        packed: dict[tuple[object, ...], Any] = {}
-        mine: dict[int, Compute | None] = {}
-        for g in reversed(range(len(cuts[index]))):  # the largest piece packs the weights for all
-            box = cuts[index][g][comm.rank]
-            mine[g] = None
-            if box and unit.opaque:
-                mine[g] = WholeUnit(modules[index])
-            elif box:
-                parts = weights_of(unit, whole, weights, box)
-                bare = padded and not _holds(plan, cuts, unit, comm.rank)
-                mine[g] = LocalUnit(unit, box, parts, plan.batch, settings.compute, padded=bare, packed=packed)
-            if box and settings.pace > 1:
-                mine[g] = Paced(_given(mine[g]), settings.pace)
-        found.append([mine[g] for g in sorted(mine)])
-    return found, held
+    receive = UnitWeights(plan, state, comm, settings.weights_file, settings.readers)
+    sizes = [sum(param.size for param in unit.params) for unit in plan.graph.body]
+    found: dict[int, list[Compute | None]] = {}
+    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        found[index] = _unit_computes(plan, index, cuts, settings, comm.rank, receive(index), modules)
+    return [found[index] for index in sorted(found)], receive.nbytes
+
+
+def _unit_computes(
+    plan: Plan,
+    index: int,
+    cuts: list[Pieces],
+    settings: Settings,
+    rank: int,
+    weights: LayerWeights,
+    modules: Mapping[int, nn.Module],
+) -> list[Compute | None]:
+    """What the rank computes of one unit: its pieces in order."""
+    unit = plan.graph.body[index]
+    padded = all(around_of(plan, source, rank) is not None for source in unit.inputs)
+    bare = padded and not _holds(plan, cuts, unit, rank)
+    packed: dict[tuple[object, ...], Any] = {}
+    mine: dict[int, Compute | None] = {}
+    for g in reversed(range(len(cuts[index]))):  # the largest piece packs the weights for all
+        box = cuts[index][g][rank]
+        mine[g] = None
+        if box and unit.opaque:
+            mine[g] = WholeUnit(modules[index])
+        elif box:
+            parts = weights_of(unit, plan.boxes[index][rank], weights, box)
+            mine[g] = LocalUnit(unit, box, parts, plan.batch, settings.compute, padded=bare, packed=packed)
+        if box and settings.pace > 1:
+            mine[g] = Paced(_given(mine[g]), settings.pace)
+    return [mine[g] for g in sorted(mine)]
 
 
 def _given(compute: Compute | None) -> Compute:

@@ -242,7 +242,7 @@ class Exchanger:
         self.outgoing: Parts | None = None
         self.place: int | None = None
         getattr(self, f"_prepare_{self.pattern}")(exchange)
-        self._post = getattr(self, f"_{self.pattern}")
+        self._post = getattr(Exchanger, f"_{self.pattern}")  # not bound to self: such a circle is freed late
         self._sending: torch.Tensor | None = None
 
     def _keep(self, kept: Box) -> None:
@@ -263,7 +263,7 @@ class Exchanger:
         if self.outgoing is not None and self.outgoing.fixed is None:  # sent from where it lies
             tensor = _given(tensor).contiguous(memory_format=self.memory.format)
         self._sending = tensor
-        return Awaited(list(self._post(tensor)))
+        return Awaited(list(self._post(self, tensor)))
 
     def finish(self) -> torch.Tensor | None:
         """A tensor (N, *frame), None for an empty box; only after what ``start`` returned is there."""

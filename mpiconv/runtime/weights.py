@@ -72,6 +72,7 @@ class UnitWeights:
         readers: Collection[int] = (),
     ) -> None:
         self.plan, self.state, self.comm, self.readers = plan, state, comm, readers
+        self.nbytes = 0  # of this rank's slices so far
         self.groups: Groups = {}
         self.file = WeightsFile(path) if comm.rank in readers else None
 
@@ -89,6 +90,7 @@ class UnitWeights:
             spans = [part[i].channels for part in parts]
             tensors = {param.role: self._slice(param, spans) for param in params}
             mine.append({role: tensor for role, tensor in tensors.items() if tensor is not None})
+            self.nbytes += sum(tensor.nbytes for tensor in mine[-1].values())
         return mine
 
     def _slice(self, param: Param, spans: list[Span]) -> torch.Tensor | None:
