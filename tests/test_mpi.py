@@ -260,6 +260,19 @@ def test_stream(scheme, in_flight, same_host):
     assert not failure
 
 
+@pytest.mark.parallel([2])
+def test_the_next_picture_is_on_its_way_while_the_last_unit_computes():
+    model, picture = built("digits")
+    root, settings = COMM.rank == 0, Settings(in_flight=2, same_host="messages")
+    plan = mpiconv.make_plan(model, (1, *picture), "kpm", 2) if root else None
+    net = mpiconv.distribute(model if root else None, plan, COMM, settings)
+    list(net.stream([torch.zeros(1, *picture)] * 8 if root else None))
+    stamps = net.record.stamps_s[:, 0]
+    if root:
+        starts, ends = stamps[:, 0, 0], stamps[:, -1, 2]
+        assert sum(starts[2:] < ends[:-2]) == 6  # each comes in before the one two before it, in its slot, is through
+
+
 @pytest.mark.parallel(RANKS)
 def test_random_nets():
     failures = []

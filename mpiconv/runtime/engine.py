@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -43,11 +43,13 @@ PROBE_BYTES = 2**16
 
 @dataclass
 class _Frame:
-    """A frame under way: its number (None until it is known), what it waits for, and the rest of its work."""
+    """A frame under way: its slot, the rest of its work, what it waits for, and how far it is."""
 
     slot: Slot
     work: Generator[Awaited, None, Any]
-    awaited: Awaited
+    awaited: Awaited = field(default_factory=Awaited)
+    begun: bool = False
+    followed: bool = False  # by the next one in its slot
 
 
 class DistributedNet:
@@ -120,7 +122,7 @@ class DistributedNet:
             a script that may get there should be started with ``python -m mpi4py``, which ends them.
         """
         slot = self._slots[0]
-        frame = _Frame(slot, self._work(slot, self._checked(images), self._next_number()), Awaited())
+        frame = _Frame(slot, self._work(slot, self._checked(images), self._next_number()))
         with self._progress:
             while True:
                 done = self._advance(frame)
@@ -157,8 +159,11 @@ class DistributedNet:
                 if not ready:
                     self._waiting.rest()
                     continue
-                frame = ready[0]
+                frame = next((f for f in ready if not f.begun), ready[0])  # to have its picture on the way
                 result = self._advance(frame)
+                if result is None and frame.awaited.last:
+                    frame.followed = True
+                    idle.append(frame.slot)
                 if result is not None:
                     active.remove(frame)
                     output, stopped = result
@@ -166,7 +171,8 @@ class DistributedNet:
                         open_slots -= 1
                         order.remove(frame)
                     else:
-                        idle.append(frame.slot)
+                        if not frame.followed:
+                            idle.append(frame.slot)
                         done[id(frame)] = output
                     while order and id(order[0]) in done:
                         yield done.pop(id(order.pop(0)))
@@ -191,6 +197,7 @@ class DistributedNet:
 
     def _advance(self, frame: _Frame) -> tuple[Any, bool] | None:
         """Do what the frame can do without waiting; (output, whether it was told to stop) once it is through."""
+        frame.begun = True
         with torch.inference_mode():
             try:
                 frame.awaited = next(frame.work)
@@ -213,7 +220,7 @@ class DistributedNet:
             message[0] = STOP if images is None else self._next_number()
             images = None if images is None else self._checked(images)
         told = [slot.comm.Ibcast(message, ROOT)]
-        return _Frame(slot, self._told(slot, message, told, images), Awaited())
+        return _Frame(slot, self._told(slot, message, told, images))
 
     def _told(
         self, slot: Slot, message: np.ndarray, told: list[MPI.Request], images: torch.Tensor | None
@@ -294,7 +301,8 @@ def distribute(
     computes.append([last if last is None or settings.pace == 1 else Paced(last, settings.pace)])
     memory, wire = Memory(channels_last=settings.compute == "auto"), WIRES[settings.wire]
     comms = [comm, *(comm.Dup() for _ in range(1, settings.in_flight))]
-    slots = [Slot(shared, each, memory, wire, cuts, computes, host) for each in comms]
+    ahead = settings.in_flight > 1
+    slots = [Slot(shared, each, memory, wire, cuts, computes, host, ahead=ahead) for each in comms]
     return DistributedNet(shared, comm, settings, slots, computes, held)
 
 

@@ -59,7 +59,7 @@ class Slot:
     """The buffers, messages and steps of one frame; several frames under way have one each.
 
     ``comm`` is the slot's own, so that the messages of frames cannot be taken for each other's; ``host`` the ranks that
-    exchange maps through shared memory.
+    exchange maps through shared memory; ``ahead`` says that the next frame may come in before this one's last unit.
     """
 
     def __init__(
@@ -71,6 +71,8 @@ class Slot:
         cuts: Sequence[Pieces],
         computes: Sequence[Sequence[Compute | None]],
         host: Host,
+        *,
+        ahead: bool = False,
     ) -> None:
         self.comm, self.plan, self.memory = comm, plan, memory
         groups: Groups = {}
@@ -99,6 +101,10 @@ class Slot:
         self._turning = isinstance(self.exchangers.get(PICTURE, (None,))[0], SharedExchanger)
         self._unread: tuple[SharedExchanger, ...] = ()
         self.steps = [self._step(u, cuts, found) for u, found in enumerate(computes)]
+        last = self.steps[-1]
+        sent = isinstance(self.exchangers.get(PICTURE, (None,))[0], Exchanger)
+        alone = not last.shared and not last.early and PICTURE not in plan.graph.units[-1].inputs
+        self._ahead = ahead and sent and alone
 
     def _step(self, index: int, cuts: Sequence[Pieces], computes: Sequence[Compute | None]) -> Step:
         plan, rank = self.plan, self.comm.rank
@@ -127,6 +133,7 @@ class Slot:
     def run(self, images: torch.Tensor | None) -> Generator[Awaited, None, tuple[Any, list[float]]]:
         """One frame: yields what it has to wait for whenever it has to; returns output and stamps.
 
+        With ``ahead`` it also yields before its last unit: the next frame may start its exchange of the picture then.
         The output is the head's on the root, None elsewhere. Stamped are the start of the frame and, of every unit, the
         ends of its exchange and of its computing, which is where the next one starts.
         """
@@ -142,6 +149,8 @@ class Slot:
             if step.exchanges or step.room:
                 yield from self._exchanged(step, maps, pending)
             stamps.append(perf_counter())
+            if self._ahead and index == len(self.steps) - 1:
+                yield Awaited(last=True)
             if step.early:
                 pending[index] = Awaited()
             for number, piece in enumerate(step.pieces):

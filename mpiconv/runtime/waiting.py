@@ -30,10 +30,14 @@ class Flags:
 
 @dataclass
 class Awaited:
-    """What a frame has to wait for before it can go on: messages, and flags in shared memory."""
+    """What a frame has to wait for before it can go on: messages, and flags in shared memory.
+
+    ``last`` says that this is nothing, and that nothing follows: what is left of the frame is its last unit.
+    """
 
     requests: list[MPI.Request] = field(default_factory=list)
     flags: list[Flags] = field(default_factory=list)
+    last: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.requests or self.flags)
