@@ -35,7 +35,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mpiconv.study.benchmark import AT_ONCE  # noqa: E402 - of this checkout
+from mpiconv.study.benchmark import AT_ONCE, COMPUTING, EXCHANGING  # noqa: E402 - of this checkout
 
 SEED = 0
 START_S = 180
@@ -198,6 +198,7 @@ def distvae(_contender: Contender, model: Any, images: Any) -> tuple[Any, int]:
 
 def own(contender: Contender, model: Any, images: Any) -> tuple[Any, int]:
     """Mpiconv over the ranks of this job."""
+    import numpy as np
     from mpi4py import MPI
 
     import mpiconv
@@ -217,11 +218,13 @@ def own(contender: Contender, model: Any, images: Any) -> tuple[Any, int]:
         for _ in net.stream([images] * count if root else None):
             pass
         per_picture = (perf_counter() - begin) / count
-        record = net.record
+        record, everyone = net.record, net.collect()
+        computing = np.diff(everyone.stamps_s[..., 1:]).max(axis=1).sum(axis=(1, 2)) if everyone else np.empty(0)
         busy = (record.stamps_s[..., 2] - record.stamps_s[..., 0]).sum(axis=(1, 2))
         return {
             "times": record.latency_s.tolist() if net.settings.in_flight == 1 else [per_picture],
             "overhead": (record.latency_s - busy).tolist(),
+            "computing": computing.tolist(),
             "units": len(record.units),
         }
 
@@ -319,11 +322,16 @@ def measure(label: str, rounds: int) -> dict[str, Any]:
         for team in starting:
             settle(team)
         times: dict[str, list[float]] = {team.contender.name: [] for team in teams}
+        for team in teams:
+            if team.contender in OWN and team.contender.ranks > 1:
+                times[team.contender.name + COMPUTING] = []
         overhead: dict[str, list[float]] = {}
         for _ in tqdm(range(rounds), desc=label, unit="round", disable=not sys.stderr.isatty()):
             for team in teams:
                 found = team.run(team.contender.frames)
                 times[team.contender.name].append(statistics.median(found["times"]))
+                if team.contender.name + COMPUTING in times:
+                    times[team.contender.name + COMPUTING].append(statistics.median(found["computing"]))
                 if "overhead" in found and "in_flight" not in team.contender.settings:
                     spare = (sum(found["overhead"]) / len(found["overhead"]), found["units"])
                     overhead.setdefault(team.contender.name, []).append(spare[0] - 20e-6 * spare[1])
@@ -346,6 +354,8 @@ def measure_links(label: str, rounds: int) -> dict[str, Any]:
     testbed = [sys.executable, str(ROOT / "scripts" / "testbed.py"), "--name", f"bench{os.getpid() % 100000}"]
     command = [*testbed, "run", "-n", "2", "--timeout", "300", "--", sys.executable, "-m", "mpiconv", "run", "--quiet"]
     command += ["--model", model, "--gather", "pool", "--warmup", "2", "--repeats", str(repeats), "--json"]
+    file = Path(tempfile.mkdtemp()) / "links.h5"
+    command += ["--output", str(file)]
     times: dict[str, list[float]] = {}
     up = subprocess.run([*testbed, "up", *LAB], capture_output=True, text=True, check=False)
     if up.returncode:
@@ -359,9 +369,20 @@ def measure_links(label: str, rounds: int) -> dict[str, Any]:
                     out = subprocess.run([*command, *words], stdout=subprocess.PIPE, check=True).stdout
                     name = f"mpiconv {scheme}, 2 ranks" if in_flight == 1 else f"{scheme}, --in-flight 2"
                     times.setdefault(name, []).append(1 / json.loads(out.splitlines()[-1])["throughput_fps"])
+                    if in_flight == 1:
+                        times.setdefault(name + EXCHANGING, []).append(exchanging(file))
     finally:
         subprocess.run([*testbed, "down"], capture_output=True, check=False)
+        shutil.rmtree(file.parent)
     return {"times": times, "overhead": {}}
+
+
+def exchanging(file: Path) -> float:
+    """Time in s that the root of a run spends on exchanges per picture."""
+    from mpiconv import open_results
+
+    with open_results(file) as run:
+        return float(run.exchange_time.sel(rank=0).sum("unit").median("repeat"))
 
 
 STARTS = {

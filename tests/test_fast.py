@@ -26,7 +26,7 @@ from mpiconv.runtime.exchange import Frame, Memory, Parts
 from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.shared import SharedExchanger, _Region
 from mpiconv.runtime.wire import WIRES
-from mpiconv.study.benchmark import AT_ONCE, Benchmark, chart, is_benchmark, page, table, targets
+from mpiconv.study.benchmark import AT_ONCE, COMPUTING, EXCHANGING, Benchmark, chart, is_benchmark, page, table, targets
 from mpiconv.study.report import write_report
 from tests.simulated import assert_close
 
@@ -213,12 +213,16 @@ def test_help_needs_no_torch():
 
 def test_benchmark_file_table_and_page(tmp_path):
     times = {"ONNX Runtime, 1 thread": [1.0, 1.1, 0.9], "mpiconv 1 rank": [1.0, 1.2], "mpiconv kpm, 2 ranks": [0.5]}
-    times[AT_ONCE] = [1.0, 1.21, 0.99]
+    times[AT_ONCE], times["mpiconv kpm, 2 ranks" + COMPUTING] = [1.0, 1.21, 0.99], [0.4]
+    links = {f"mpiconv {scheme}, 2 ranks": [2.0] for scheme in ("kpm", "wpm")}
+    links |= {"mpiconv kpm, 2 ranks" + EXCHANGING: [1.0], "mpiconv wpm, 2 ranks" + EXCHANGING: [0.2]}
+    links |= {f"{scheme}, --in-flight 2": [1.5] for scheme in ("kpm", "wpm")}
     whole = {"mpiconv 1 rank": [1.5], "mpiconv wpm, 2 ranks": [1.1]}
     result = Benchmark.of(
         {
             "vgg11, conv part": {"times": times, "overhead": {"mpiconv 1 rank": [1e-4, 3e-4, 1e-4]}},
             "vgg11, whole": {"times": whole, "overhead": {}},
+            "vgg11 over links": {"times": links, "overhead": {}},
         },
         "a machine",
     )
@@ -229,18 +233,23 @@ def test_benchmark_file_table_and_page(tmp_path):
     assert np.array_equal(again.times["vgg11, conv part"]["mpiconv 1 rank"], [1.0, 1.2])
     found = {row[1]: row[2:] for row in targets(again)}
     assert found["two ranks against ONNX Runtime, one thread (kpm, 2 ranks)"] == ("0.500", "0.540", "holds")
-    assert found["half the time of two ONNX Runtimes at once against one: what these cores have to give"][0] == "0.550"
+    assert found["half the time of two ONNX Runtimes at once against one"] == ("0.550", "-", "limit")
+    computing = "of the two ranks' time: computing, unit by unit the slower rank's (kpm, 2 ranks)"
+    assert found[computing] == ("0.400", "-", "limit")
+    hidden = "two pictures under way against one ({}, --in-flight 2), where {} of one is exchange"
+    assert found[hidden.format("kpm", "50%")] == ("0.750", "0.769", "holds")
+    assert found[hidden.format("wpm", "10%")] == ("0.750", "0.769", "no aim there")
     assert found["one rank against ONNX Runtime, one thread each (1 rank)"] == ("1.100", "1.050", "missed")
     assert "| vgg11 | 1100.0 | 400.0 | 1.58 | 1.36 |" in page(again, "x.png")
     chart(again, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
     beside = write_report([tmp_path / "b.h5"], tmp_path / "report.html")
     html = (tmp_path / "report.html").read_text()
-    assert html.count("<img ") == 2
+    assert html.count("<img ") == 3
     assert "a machine" in html
     assert "<td>holds</td>" in html
     assert sorted(path.name for path in beside.iterdir()) == [
-        f"benchmark-1-{number}.{kind}" for number in (1, 2) for kind in ("csv", "png", "svg")
+        f"benchmark-1-{number}.{kind}" for number in (1, 2, 3) for kind in ("csv", "png", "svg")
     ]
 
 

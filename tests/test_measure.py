@@ -24,8 +24,6 @@ from mpiconv.measure.results import write_results
 from mpiconv.runtime.clocks import ClockReading, on_root_clock
 from tests.conftest import ROOT, clean_environment, execute, mpiconv
 
-pytestmark = pytest.mark.alone
-
 
 def record(repeats: int = 4, ranks: int = 2) -> Record:
     """A record of a run that never was: 1 ms exchanging and 2 ms computing in each of 3 units."""
@@ -218,6 +216,7 @@ def test_rapl_counts_all_packages_and_wraps_around(tmp_path):
     assert meter.stop() == pytest.approx(0.1)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["ina3221", "power"])
 def test_board_sensors_are_integrated(tmp_path, kind):
     hwmon = tmp_path / "class" / "hwmon"
@@ -256,6 +255,7 @@ def test_times_of_a_drifting_clock_come_back():
     assert np.allclose(on_root_clock(theirs, 1, begin, end), true, atol=2e-6)
 
 
+@pytest.mark.alone
 def test_recording_costs_less_than_a_hundredth():
     """Stamping a unit, the only thing recorded per repeat, against the shortest inference of the smallest model."""
     model = package.load_model("digits").eval()
@@ -275,6 +275,7 @@ def test_recording_costs_less_than_a_hundredth():
     assert np.median(costs) < 0.01 * np.median(runs)
 
 
+@pytest.mark.alone
 def test_a_run_is_explained_and_its_clocks_agree(tmp_path):
     path = tmp_path / "r.h5"
     ended = mpiconv(

@@ -12,8 +12,6 @@ from mpiconv.partition.cluster import UNIT_KINDS, Cluster
 from mpiconv.runtime.speed import CASES, make_work
 from tests.conftest import ROOT, execute, mpiconv
 
-pytestmark = pytest.mark.alone
-
 
 @pytest.mark.parametrize(
     ("values", "wanted"),
@@ -80,6 +78,7 @@ def test_every_kind_is_measured_as_what_it_says():
             assert output.min() >= 0, "a convolution is measured with the activation behind it"
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_the_file_is_what_was_measured(ranks, tmp_path):
     path = tmp_path / "new" / "cluster.toml"
@@ -97,6 +96,7 @@ def test_the_file_is_what_was_measured(ranks, tmp_path):
     assert device.weight_bytes_per_s == pytest.approx(2e9 * device.gflop_per_s["linear"], rel=1e-2)
 
 
+@pytest.mark.alone
 def test_a_slow_device_shows_its_pace_and_times_are_undilated(tmp_path):
     """Rank 1 is 8 times slower than its core in a lab that runs at half speed: 4 times slower there."""
     path = tmp_path / "c.toml"

@@ -18,7 +18,7 @@ from tests.random_nets import SHARES, nets, odd_nets
 from tests.simulated import assert_close, run_split
 
 
-@settings(max_examples=700, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=450, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(nets(), st.sampled_from(sorted(SCHEMES)), SHARES, st.sampled_from(["pool", "conv"]), st.integers(1, 2))
 def test_split_equals_unsplit(net, scheme, shares, gather, batch):
     model, picture = net
@@ -40,7 +40,7 @@ def test_split_equals_unsplit(net, scheme, shares, gather, batch):
             assert spec.received(rank) == need.size - (need & spec.owned[rank]).size
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(odd_nets(), st.sampled_from(sorted(SCHEMES)), SHARES, st.sampled_from(["pool", "conv"]), st.integers(1, 2))
 def test_odd_layers(net, scheme, shares, gather, batch):
     model, picture = net

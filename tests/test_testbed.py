@@ -151,7 +151,7 @@ def test_exact_and_bytes_on_the_wire(a_lab, model, scheme):
     """The answers equal the unsplit model's; the links carry the weights, and for every picture what was counted."""
     carried, weights, per_picture = carry(model, scheme, 2)
     assert carried == pytest.approx(2 * per_picture + weights, rel=0.1)
-    if model == "alexnet":
+    if (model, scheme) == ("alexnet", "kpm"):  # the pictures alone
         more, *_ = carry(model, scheme, 12)
         assert more - carried == pytest.approx(10 * per_picture, rel=0.1)
 
