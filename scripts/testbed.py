@@ -21,8 +21,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -358,8 +360,15 @@ class Testbed:
 
 
 def run_within(command_line: list[str], environment: dict[str, str], timeout_s: float) -> int:
-    """The exit status of a job; LabError for one that was ended because it took too long."""
-    with subprocess.Popen(command_line, env=environment) as job:
+    """The exit status of a job; LabError for one that was ended because it took too long.
+
+    SIGUSR1 and SIGTERM reach it as SIGUSR1, which mpirun hands to all ranks: a run ends early with its results.
+    """
+    with ExitStack() as stack:
+        job = stack.enter_context(subprocess.Popen(command_line, env=environment))
+        for caught in (signal.SIGUSR1, signal.SIGTERM):
+            before = signal.signal(caught, lambda *_: job.send_signal(signal.SIGUSR1))
+            stack.callback(signal.signal, caught, before)
         try:
             return job.wait(timeout_s or None)
         except subprocess.TimeoutExpired:

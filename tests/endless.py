@@ -1,12 +1,20 @@
-"""A sweep whose point wpm runs without end the first time that it is started, and normally the second time."""
+"""Commands that do not end by themselves: a run, and a sweep whose point wpm does so when it is started first."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
+from tests.conftest import ROOT, Ended, clean_environment
+
 REPEATS = 5
+SECONDS_TO_END = 60
 
 
 class EndlessSweep:
@@ -42,3 +50,34 @@ def wait_until(what, timeout_s: float = 120, every_s: float = 0.1):
         assert time.monotonic() < end, "waited too long"
         time.sleep(every_s)
     return found
+
+
+@contextmanager
+def started(command, **environment):
+    """A command that runs in a session of its own, which is ended at the latest at the end."""
+    with subprocess.Popen(
+        [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        env=clean_environment(**environment), start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+
+
+def ended(process, seconds=SECONDS_TO_END) -> Ended:
+    begin = time.monotonic()
+    out, err = process.communicate(timeout=seconds)
+    return Ended(process.returncode, out, err, time.monotonic() - begin)
+
+
+def endless_run(folder: Path, *launcher):
+    """A run that answers into ``folder`` and writes its results there; started by ``launcher``."""
+    words = ["--model", "digits", "--repeats", 1000000, "--answers", folder / "a", "--output", folder / "r.h5"]
+    return started([*launcher, sys.executable, "-m", "mpiconv", "run", *words])
+
+
+def measuring(folder: Path) -> bool:
+    """Whether that run has answered a picture."""
+    return (folder / "a").exists() and (folder / "a").stat().st_size > 0

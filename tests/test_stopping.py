@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
-import time
 from contextlib import contextmanager
 
 import pytest
@@ -14,37 +12,16 @@ import pytest
 from mpiconv.errors import MpiconvError
 from mpiconv.measure import open_results
 from mpiconv.study.sweep import is_done, why_not_done
-from tests.conftest import ROOT, Ended, clean_environment, execute, mpiconv
-from tests.endless import REPEATS, EndlessSweep, wait_until
+from tests.conftest import ROOT, execute, mpiconv
+from tests.endless import REPEATS, EndlessSweep, ended, endless_run, measuring, started, wait_until
 
 FRAME = "mpiconv.runtime.engine:DistributedNet._work"
-SECONDS_TO_END = 60
 
 
 def signalled(ranks, rank, name, place, call, *words):
     """A run of which one rank signals itself at the n-th call of a function."""
     launcher = ["mpirun", "-n", ranks, sys.executable, "-m", "tests.signalled"]
     return execute([str(w) for w in (*launcher, rank, name, place, call, "run", "--model", "digits", *words)], cwd=ROOT)
-
-
-@contextmanager
-def started(command, **environment):
-    """A command that runs in a session of its own, which is ended at the latest at the end."""
-    with subprocess.Popen(
-        [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-        env=clean_environment(**environment), start_new_session=True,
-    ) as process:  # fmt: skip
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGTERM)
-
-
-def ended(process, seconds=SECONDS_TO_END) -> Ended:
-    begin = time.monotonic()
-    out, err = process.communicate(timeout=seconds)
-    return Ended(process.returncode, out, err, time.monotonic() - begin)
 
 
 @pytest.mark.parametrize(
@@ -101,27 +78,8 @@ def test_after_the_last_repeat_nothing_is_lost(tmp_path):
     assert (open_results(out).attrs["repeats"], is_done(out)) == (3, True)
 
 
-def endless_run(tmp_path):
-    words = [
-        "run",
-        "--model",
-        "digits",
-        "--repeats",
-        1000000,
-        "--answers",
-        tmp_path / "a",
-        "--output",
-        tmp_path / "r.h5",
-    ]
-    return started(["mpirun", "-n", 3, sys.executable, "-m", "mpiconv", *words])
-
-
-def measuring(tmp_path):
-    return (tmp_path / "a").exists() and (tmp_path / "a").stat().st_size
-
-
 def test_mpirun_hands_sigusr1_to_the_ranks(tmp_path):
-    with endless_run(tmp_path) as process:
+    with endless_run(tmp_path, "mpirun", "-n", 3) as process:
         wait_until(lambda: measuring(tmp_path))
         process.send_signal(signal.SIGUSR1)
         done = ended(process)
@@ -132,7 +90,7 @@ def test_mpirun_hands_sigusr1_to_the_ranks(tmp_path):
 
 def test_mpirun_ends_at_sigterm_and_leaves_no_broken_file(tmp_path):
     """Open MPI kills the ranks half a second after it: they may or may not get to write their results."""
-    with endless_run(tmp_path) as process:
+    with endless_run(tmp_path, "mpirun", "-n", 3) as process:
         wait_until(lambda: measuring(tmp_path))
         process.send_signal(signal.SIGTERM)
         assert ended(process).status != 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import sys
 import time
 
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 
 from mpiconv.partition.cluster import Cluster
+from mpiconv.study.sweep import why_not_done
 from tests.conftest import ROOT, execute
+from tests.endless import ended, endless_run, measuring, wait_until
 
 pytestmark = pytest.mark.alone
 SCRIPT = ROOT / "scripts" / "testbed.py"
@@ -176,6 +179,16 @@ def test_probe_finds_the_links(a_lab, tmp_path):
     cluster = Cluster.load(tmp_path / "c.toml")
     assert cluster.emulated
     assert all(11e6 <= link.beta_bytes_per_s <= 13e6 for link in cluster.links), cluster.links
+
+
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+def test_a_signal_ends_a_run_with_its_results(a_lab, tmp_path, name):
+    with endless_run(tmp_path, sys.executable, SCRIPT, "--name", NAME, "run", "-n", 2, "--") as process:
+        wait_until(lambda: measuring(tmp_path))
+        process.send_signal(signal.Signals[name])
+        done = ended(process)
+    assert done.status == 0, done.err
+    assert why_not_done(tmp_path / "r.h5") == "ended early by SIGUSR1"
 
 
 def test_a_device_that_went_silent_is_named(a_lab):
