@@ -40,14 +40,13 @@ FEW = ["--model", "digits", "--repeats", "1"]
         pytest.param(["--data", "/nowhere"], 2, ["/nowhere is not a folder"], id="missing-folder"),
         pytest.param(["--model", "alexnt"], 2, ["unknown model 'alexnt'", "did you mean 'alexnet'"], id="model"),
         pytest.param(["--scheme", "kmp"], 2, ["unknown scheme 'kmp'", "did you mean 'kpm'"], id="scheme"),
-        pytest.param(["--shares", "1,1"], 2, ["2 shares for 3 ranks"], id="shares-length"),
-        pytest.param(["--shares", "1,-1,1"], 2, ["share of rank 1 is -1"], id="shares-negative"),
-        pytest.param(["--shares", "1,nan,1"], 2, ["share of rank 1 is nan"], id="shares-nan"),
-        pytest.param(["--shares", "0,0,0"], 2, ["all shares are 0"], id="shares-zero"),
-        pytest.param(["--shares", "1,a,1"], 2, ["'1,a,1' is not a list of numbers"], id="shares-words"),
-        pytest.param(["--offload", "0.5"], 2, ["--offload is for 2 ranks and 3 are running"], id="offload-ranks"),
+        pytest.param(["--shares", "1,1,1"], 2, ["3 shares for 2 ranks"], id="shares-length"),
+        pytest.param(["--shares", "1,-1"], 2, ["share of rank 1 is -1"], id="shares-negative"),
+        pytest.param(["--shares", "1,nan"], 2, ["share of rank 1 is nan"], id="shares-nan"),
+        pytest.param(["--shares", "0,0"], 2, ["all shares are 0"], id="shares-zero"),
+        pytest.param(["--shares", "1,a"], 2, ["'1,a' is not a list of numbers"], id="shares-words"),
         pytest.param(["--offload", "1.5"], 2, ["'1.5' is not a number from 0 to 1"], id="offload-range"),
-        pytest.param(["--offload", "1", "--shares", "1,1,1"], 2, ["leave --shares out"], id="offload-and-shares"),
+        pytest.param(["--offload", "1", "--shares", "1,1"], 2, ["leave --shares out"], id="offload-and-shares"),
         pytest.param(["--output", "/proc/x.h5"], 1, ["cannot write to the folder /proc"], id="output"),
         pytest.param(
             ["--output", "/dev/null/x.h5"], 1, ["cannot write to the folder /dev/null"], id="output-no-folder"
@@ -63,10 +62,15 @@ FEW = ["--model", "digits", "--repeats", "1"]
     ],
 )
 def test_wrong_input(words, status, wanted, start_up):
-    ended = mpiconv(3, "run", *FEW, *words)
+    ended = mpiconv(2, "run", *FEW, *words)
     assert_fails(ended, status, *wanted)
     assert ended.seconds < 2 * start_up + SECONDS_TO_END
     assert ended.out == "", "something was computed before the error was found"
+
+
+def test_offload_is_for_two():
+    ended = mpiconv(3, "run", *FEW, "--offload", 0.5)
+    assert_fails(ended, 2, "--offload is for 2 ranks and 3 are running")
 
 
 def test_weights_of_another_shape(tmp_path):

@@ -181,7 +181,7 @@ def test_split_head_equals_unsplit(scheme):
     compare(model, (1, *picture), settings, scheme=scheme, gather="conv", head="split")
 
 
-@pytest.mark.parallel(RANKS)
+@pytest.mark.parallel([3])
 @pytest.mark.parametrize("compute", ["auto", "eager"])
 @pytest.mark.parametrize("wire", sorted(WIRES))
 def test_wire_formats_within_their_error(wire, compute):
@@ -190,7 +190,7 @@ def test_wire_formats_within_their_error(wire, compute):
         compare(model, (2, *picture), Settings(wire=wire, compute=compute), scheme=scheme)
 
 
-@pytest.mark.parallel(RANKS)
+@pytest.mark.parallel([3])
 def test_without_persistent_collectives(monkeypatch):
     """As on an MPI of before version 4."""
     model, picture = built("digits")
@@ -198,7 +198,7 @@ def test_without_persistent_collectives(monkeypatch):
     compare(model, (1, *picture), Settings(same_host="messages"), scheme="kpm")
 
 
-@pytest.mark.parallel(RANKS)
+@pytest.mark.parallel([3, 6])
 @pytest.mark.parametrize("scheme", sorted(SCHEMES))
 def test_two_hosts(scheme, monkeypatch):
     """The first two ranks on one, the rest on another: shared memory within, messages between."""
@@ -210,7 +210,7 @@ def test_two_hosts(scheme, monkeypatch):
     compare(model, (1, *picture), Settings(overlap="on", in_flight=2), scheme=scheme, gather="conv")
 
 
-@pytest.mark.parallel(RANKS)
+@pytest.mark.parallel([2, 4])
 @pytest.mark.parametrize("why", ["no folder", "no room", "other processor"])
 def test_memory_that_one_rank_cannot_share(why, monkeypatch):
     """Then all send messages."""
