@@ -321,10 +321,10 @@ def measure(label: str, rounds: int) -> dict[str, Any]:
             stack.callback(starting[-1].end)
         for team in starting:
             settle(team)
-        times: dict[str, list[float]] = {team.contender.name: [] for team in teams}
+        times: dict[str, list[float]] = {}
         for team in teams:
-            if team.contender in OWN and team.contender.ranks > 1:
-                times[team.contender.name + COMPUTING] = []
+            parted = team.contender in OWN and team.contender.ranks > 1
+            times |= {team.contender.name + part: [] for part in (("", COMPUTING) if parted else ("",))}
         overhead: dict[str, list[float]] = {}
         for _ in tqdm(range(rounds), desc=label, unit="round", disable=not sys.stderr.isatty()):
             for team in teams:
