@@ -98,17 +98,23 @@ def built(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
 
 
 def compare(model: nn.Module, shape: tuple[int, ...], settings: Settings | None = None, **options: object) -> bool:
-    """Distribute, run twice, and compare on rank 0; a failure is told to all ranks so that none waits.
+    """Distribute, run two pictures, and compare on rank 0; a failure is told to all ranks so that none waits.
 
-    Returns whether this rank shares memory with others.
+    With several in flight they come again and again, so that a slot sees more than one. Returns whether this rank
+    shares memory with others.
     """
     root = COMM.rank == 0
     plan = mpiconv.make_plan(model, shape, ranks=COMM.size, **options) if root else None
     images = torch.randn(shape, generator=torch.Generator().manual_seed(3)) if root else None
     net = mpiconv.distribute(model if root else None, plan, COMM, settings)
-    before = net(torch.zeros(shape) if root else None)
-    kept = tree_map(torch.clone, before) if root else None
-    output = net(images)
+    zeros, turns = torch.zeros(shape) if root else None, net.settings.in_flight
+    if turns > 1:
+        before, *others, output = net.stream([zeros, images] * turns if root else None)
+        kept = others[1]
+    else:
+        before = net(zeros)
+        kept = tree_map(torch.clone, before) if root else None
+        output = net(images)
     record = net.collect()
     failure = ""
     if root:
@@ -128,7 +134,7 @@ def compare(model: nn.Module, shape: tuple[int, ...], settings: Settings | None 
                     assert record.multicast_bytes[rank, u] == plan.multicast_bytes(u, rank), (rank, u)
                 if rank:
                     assert record.weight_bytes[rank] == sum(plan.weight_bytes(u, rank) for u in range(len(plan.boxes)))
-            assert record.compute_time_s.shape == (2, COMM.size, len(plan.graph.units))
+            assert record.compute_time_s.shape == (2 * turns, COMM.size, len(plan.graph.units))
         except AssertionError as error:
             failure = f"{net.settings} {options}: {error}"
     else:
@@ -274,7 +280,7 @@ def test_the_next_picture_is_on_its_way_while_the_last_unit_computes():
 
 
 @pytest.mark.parallel(RANKS)
-def test_random_nets():
+def test_random_nets(monkeypatch):
     failures = []
 
     @settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
@@ -290,9 +296,11 @@ def test_random_nets():
             overlap=st.sampled_from(["auto", "on"]),
             wait=st.sampled_from(["spin", "sleep"]),
             same_host=st.sampled_from(["auto", "messages"]),
+            in_flight=st.sampled_from([1, 2]),
         ),
+        st.sampled_from([COMM.size, (COMM.size + 1) // 2]),
     )
-    def every_rank_draws_the_same(net, scheme, shares, gather, batch, settings):
+    def every_rank_draws_the_same(net, scheme, shares, gather, batch, settings, ranks_per_host):
         model, picture = net
         try:
             mpiconv.make_plan(model, (batch, *picture))
@@ -301,6 +309,7 @@ def test_random_nets():
                 assume(model(images).isfinite().all())
         except ModelError:
             assume(False)
+        monkeypatch.setattr(shared.MPI, "Get_processor_name", lambda: f"host {COMM.rank // ranks_per_host}")
         try:
             compare(model, (batch, *picture), settings, scheme=scheme, shares=shares, gather=gather)
         except AssertionError as error:

@@ -88,10 +88,10 @@ class DistributedNet:
         self._slots = slots
         self._waiting = Waiting(settings.wait)
         self.sharing = slots[0].sharing
-        messages = any(isinstance(e, Exchanger) for parts in slots[0].exchangers.values() for e in parts)
-        self._progress = Progress(comm, wanted=messages and (bool(self.overlapped) or settings.in_flight > 1))
-        self._number = 0
         exchangers = [exchanger for slot in slots for parts in slot.exchangers.values() for exchanger in parts]
+        messages = any(isinstance(e, Exchanger) and e.pattern != "none" for e in exchangers)
+        self._progress = Progress(wanted=messages and (bool(self.overlapped) or settings.in_flight > 1))
+        self._number = 0
         self._reused = {e.buffer.untyped_storage().data_ptr() for e in exchangers if e.buffer is not None}
         counters = [
             [(e.pattern, e.counter) for slot in slots for i in plan.incoming(u) for e in slot.exchangers[i]]

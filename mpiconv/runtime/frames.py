@@ -90,7 +90,9 @@ class Slot:
         }
         self.exchangers |= SharedMaps(near, parts, frames, plan.batch, comm.rank, host, memory).exchangers
         self.sharing = bool(self.exchangers)
-        for source in plan.exchanges.keys() - self.exchangers.keys():
+        for source in [
+            s for s in plan.exchanges if s not in self.exchangers
+        ]:  # groups form in the same order everywhere
             buffer: torch.Tensor | None = None
             found: list[Exchanger] = []
             for part in parts[source]:

@@ -15,12 +15,12 @@ class Progress:
     """While entered, looks at MPI now and then from a thread of its own; torch computes without Python's lock.
 
     Without it a message larger than what the transport takes at once would only move when the rank next waits. Does
-    nothing where it is not wanted, for one rank alone, or where this MPI cannot be called from several threads.
+    nothing where it is not wanted, or where this MPI cannot be called from several threads. Each rank decides alone:
+    one whose maps all change hands in shared memory does without while others have messages.
     """
 
-    def __init__(self, comm: MPI.Intracomm, *, wanted: bool) -> None:
-        self.active = wanted and comm.size > 1 and MPI.Query_thread() == MPI.THREAD_MULTIPLE
-        self.comm = comm.Dup() if self.active else comm
+    def __init__(self, *, wanted: bool) -> None:
+        self.active = wanted and MPI.Query_thread() == MPI.THREAD_MULTIPLE
         self._running = False
         self._depth = 0
 
@@ -41,5 +41,5 @@ class Progress:
 
     def _look(self) -> None:
         while self._running:
-            self.comm.Iprobe(MPI.ANY_SOURCE, 0)
+            MPI.COMM_SELF.Iprobe()
             sleep(PERIOD_S)
