@@ -42,15 +42,10 @@ FEW = ["--model", "digits", "--repeats", "1"]
         pytest.param(["--scheme", "kmp"], 2, ["unknown scheme 'kmp'", "did you mean 'kpm'"], id="scheme"),
         pytest.param(["--shares", "1,1,1"], 2, ["3 shares for 2 ranks"], id="shares-length"),
         pytest.param(["--shares", "1,-1"], 2, ["share of rank 1 is -1"], id="shares-negative"),
-        pytest.param(["--shares", "1,nan"], 2, ["share of rank 1 is nan"], id="shares-nan"),
-        pytest.param(["--shares", "0,0"], 2, ["all shares are 0"], id="shares-zero"),
         pytest.param(["--shares", "1,a"], 2, ["'1,a' is not a list of numbers"], id="shares-words"),
         pytest.param(["--offload", "1.5"], 2, ["'1.5' is not a number from 0 to 1"], id="offload-range"),
         pytest.param(["--offload", "1", "--shares", "1,1"], 2, ["leave --shares out"], id="offload-and-shares"),
         pytest.param(["--output", "/proc/x.h5"], 1, ["cannot write to the folder /proc"], id="output"),
-        pytest.param(
-            ["--output", "/dev/null/x.h5"], 1, ["cannot write to the folder /dev/null"], id="output-no-folder"
-        ),
         pytest.param(["--output", "/tmp"], 1, ["/tmp: it is a folder"], id="output-is-a-folder"),
         pytest.param(["--answers", "/proc/x"], 1, ["cannot write to the folder /proc"], id="answers"),
         pytest.param(["--plan", "none.json"], 1, ["cannot read the plan none.json"], id="plan"),
@@ -96,7 +91,8 @@ PLACES = {
     ("phase", "rank"), [(phase, rank) for i, phase in enumerate(PLACES) for rank in (0, 1 + i % 2)]
 )
 def test_an_exception_on_any_rank_in_any_phase(phase, rank, start_up):
-    command = ["mpirun", "-n", "3", sys.executable, "-m", "tests.broken_rank", str(rank), PLACES[phase], "run", *FEW]
+    ranks = "3" if rank else "2"
+    command = ["mpirun", "-n", ranks, sys.executable, "-m", "tests.broken_rank", str(rank), PLACES[phase], "run", *FEW]
     if phase == "messages":
         command += ["--same-host", "messages"]
     ended = execute(command, cwd=ROOT, timeout=60)

@@ -32,7 +32,7 @@ from mpiconv.training.checkpoint import write_whole
 from mpiconv.training.trainer import checkpoint_of
 from tests import cifar
 from tests.conftest import ROOT, clean_environment, execute, mpiconv
-from tests.test_errors import SECONDS_TO_END, assert_fails
+from tests.test_errors import assert_fails
 
 COMM = MPI.COMM_WORLD
 SMALL = Settings("tests.own_model:learner", "digits", epochs=3, batch=25, lr=0.1, input_size=(16, 16), limit=120)
@@ -257,12 +257,9 @@ def test_numbers_out_of_range(kind, texts):
 
 def test_a_rank_that_fails_ends_all(tmp_path):
     words = ["train", *map(str, WORDS), "--output", str(tmp_path / "w.safetensors")]
-    usual = mpiconv(2, *words, cwd=ROOT).seconds
-    for rank in (1,):
-        broken = [sys.executable, "-m", "tests.broken_rank", str(rank), "mpiconv.training.trainer:change"]
-        ended = execute(["mpirun", "-n", "2", *broken, *words], cwd=ROOT)
-        assert_fails(ended, 1, f"rank {rank}: RuntimeError:", "is broken here")
-        assert ended.seconds < 2 * usual + SECONDS_TO_END
+    broken = [sys.executable, "-m", "tests.broken_rank", "1", "mpiconv.training.trainer:change"]
+    ended = execute(["mpirun", "-n", "2", *broken, *words], cwd=ROOT, timeout=90)
+    assert_fails(ended, 1, "rank 1: RuntimeError:", "is broken here")
 
 
 def test_train_and_evaluate_as_a_user(tmp_path):

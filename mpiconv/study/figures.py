@@ -105,7 +105,7 @@ def figure_7(model: nn.Module, plan: Plan, picture: torch.Tensor, out: Path) -> 
             rank = next(
                 r for r, box in enumerate(plan.boxes[0]) if box and box.channels.lo <= channel < box.channels.hi
             )
-            axes.imshow(maps[channel], cmap="gray")
+            axes.imshow(maps[channel].numpy(), cmap="gray")
             axes.grid(visible=False)
             axes.set(xticks=[], yticks=[])
             axes.set_title(f"kernel {channel}, rank {rank}", fontsize="small", color=colour(rank))
