@@ -7,8 +7,8 @@ from torch import nn
 
 from mpiconv.nets import Traced, trace
 from mpiconv.nets.graph import PICTURE
-from mpiconv.nets.layers import rows_of
 from mpiconv.nets.registry import randomise
+from mpiconv.nets.slices import rows_of
 from mpiconv.partition import Box, Plan
 from mpiconv.partition.receptive import layer_boxes, unit_needs
 from mpiconv.runtime.compute import LocalUnit

@@ -79,7 +79,7 @@ def test_weights_of_another_shape(tmp_path):
 PLACES = {
     "joining": "mpiconv.cli.inference:join_world",
     "weights": "mpiconv.runtime.weights:UnitWeights.__call__",
-    "preparing": "mpiconv.runtime.engine:LocalUnit",
+    "preparing": "mpiconv.runtime.building:LocalUnit",
     "messages": "mpiconv.runtime.exchange:Exchanger._allgatherv",
     "exchange": "mpiconv.runtime.shared:SharedExchanger.start",
     "compute": "mpiconv.runtime.compute:LocalUnit.__call__",

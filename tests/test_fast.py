@@ -22,7 +22,7 @@ from mpiconv.partition.pieces import pieces
 from mpiconv.partition.receptive import layer_boxes
 from mpiconv.runtime import onednn
 from mpiconv.runtime.compute import LocalUnit, Paced
-from mpiconv.runtime.exchange import Frame, Memory, Parts
+from mpiconv.runtime.parts import Frame, Memory, Parts
 from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.shared import SharedExchanger, _Region
 from mpiconv.runtime.wire import WIRES

@@ -15,8 +15,7 @@ from torch import nn
 import mpiconv
 from mpiconv.errors import ModelError
 from mpiconv.nets import registry, trace
-from mpiconv.nets.layers import rows_of
-from mpiconv.nets.slices import WeightsFile, fingerprint
+from mpiconv.nets.slices import WeightsFile, fingerprint, rows_of
 from mpiconv.runtime import weights
 from tests.conftest import execute
 from tests.conftest import mpiconv as run

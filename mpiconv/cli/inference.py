@@ -30,7 +30,8 @@ from mpiconv.measure.results import check_writable, write_results
 from mpiconv.nets.datasets import LabelledPictures
 from mpiconv.nets.pictures import ahead
 from mpiconv.partition import make_plan
-from mpiconv.runtime.engine import DistributedNet, distribute
+from mpiconv.runtime.building import distribute
+from mpiconv.runtime.engine import DistributedNet
 from mpiconv.runtime.messages import on_root
 from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.stopping import Stopping

@@ -11,7 +11,6 @@ from safetensors import SafetensorError, safe_open
 
 from mpiconv.errors import ModelError
 from mpiconv.nets.graph import Param
-from mpiconv.nets.layers import rows_of
 
 HEADER_BYTES, STEP_BYTES, SAMPLE_BYTES = 2**16, 2**20, 2**12
 
@@ -44,6 +43,22 @@ class WeightsFile:
             return rows_of(param, part[:].float())[lo:hi].contiguous()
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"{self.path} has no {param.key} of shape {param.shape}: {error}") from None
+
+
+def rows_of(param: Param, tensor: torch.Tensor) -> torch.Tensor:
+    """A parameter as its layer computes with it: of the shape ``param.shape``, output channels first.
+
+    Raises ValueError where the tensor does not have the number of elements for that.
+    """
+    if param.groups:
+        outs, ins, *kernel = param.shape
+        parts = tensor.reshape(param.groups, ins, outs // param.groups, *kernel)
+        return parts.transpose(1, 2).reshape(param.shape)
+    if tensor.numel() == 1:
+        return tensor.reshape([1] * len(param.shape)).expand(param.shape)
+    if tensor.numel() != param.size:
+        raise ValueError(f"{tuple(tensor.shape)} is not {param.shape}")
+    return tensor.reshape(param.shape)
 
 
 def fingerprint(path: str | Path) -> str:

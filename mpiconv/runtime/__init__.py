@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mpiconv.runtime.engine import DistributedNet, distribute
+    from mpiconv.runtime.building import distribute
+    from mpiconv.runtime.engine import DistributedNet
 
 __all__ = ["DistributedNet", "distribute"]
 
@@ -14,6 +15,6 @@ def __getattr__(name: str) -> Any:
     """Import the engine on first use: a command that needs only ``mpiconv.runtime.world`` does not wait for torch."""
     if name not in __all__:
         raise AttributeError(f"module 'mpiconv.runtime' has no attribute {name!r}")
-    from mpiconv.runtime import engine
+    from mpiconv.runtime import building, engine
 
-    return getattr(engine, name)
+    return {"DistributedNet": engine.DistributedNet, "distribute": building.distribute}[name]

@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from mpi4py import MPI
-from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from mpiconv.errors import PlanError, UsageError
-from mpiconv.nets.graph import PICTURE, Unit
-from mpiconv.nets.layers import rows_of
-from mpiconv.partition import Box, Plan
-from mpiconv.partition.pieces import Pieces, pieces
-from mpiconv.partition.plan import FLOAT_BYTES, ROOT
-from mpiconv.runtime.compute import LocalUnit, Paced, weights_of
-from mpiconv.runtime.exchange import Exchanger, Frame, Memory
-from mpiconv.runtime.frames import Compute, Slot, around_of
-from mpiconv.runtime.heap import settle_heap
-from mpiconv.runtime.messages import bcast_json, on_root
-from mpiconv.runtime.operations import WholeUnit
+from mpiconv.errors import UsageError
+from mpiconv.partition import Plan
+from mpiconv.partition.plan import ROOT
+from mpiconv.runtime.compute import Paced
+from mpiconv.runtime.exchange import Exchanger
+from mpiconv.runtime.frames import Compute, Slot
 from mpiconv.runtime.progress import Progress
 from mpiconv.runtime.recording import Recorder
 from mpiconv.runtime.settings import Settings
-from mpiconv.runtime.shared import Host
-from mpiconv.runtime.waiting import Awaited, Waiting, choose
-from mpiconv.runtime.weights import LayerWeights, UnitWeights, check_state
-from mpiconv.runtime.wire import WIRES
+from mpiconv.runtime.waiting import Awaited, Waiting
 
 if TYPE_CHECKING:
     from mpiconv.measure import Record
 
 STOP = -1
-WORTH_S = 0.5e-3
-PROBE_BYTES = 2**16
 
 
 @dataclass
@@ -246,169 +234,3 @@ class DistributedNet:
             found = "nothing" if images is None else f"{getattr(images, 'dtype', '')} {tuple(images.shape)}"
             raise UsageError(f"the plan is for float32 pictures of shape {wanted}, rank 0 was given {found}")
         return images.detach().contiguous()
-
-
-def distribute(
-    model: nn.Module | None, plan: Plan | None, comm: MPI.Intracomm, settings: Settings | None = None
-) -> DistributedNet:
-    """Send every rank its plan and its slice of the weights, and make ready to run. Collective.
-
-    Parameters
-    ----------
-    model
-        The module that the plan was made for, on rank 0; the others pass None.
-    plan
-        The plan, on rank 0; the others pass None.
-    comm
-        The communicator; it must have as many ranks as the plan.
-    settings
-        How to run it: the root's count, of the others only ``pace``. None for the defaults.
-
-    Raises
-    ------
-    MpiconvError
-        On every rank, if the plan is for another number of ranks or another model.
-    """
-    settings = settings or Settings()
-    settle_heap()
-
-    def check() -> tuple[dict[str, Any], dict[int, nn.Module], dict[str, torch.Tensor]]:
-        from mpiconv.nets.trace import trace
-
-        if model is None or plan is None:
-            raise UsageError("rank 0 has to pass the model and the plan")
-        if plan.ranks != comm.size:
-            raise UsageError(f"the plan is for {plan.ranks} ranks and {comm.size} are running")
-        traced = trace(model, plan.graph.input_shape, plan.graph.gather, plan.graph.head)
-        if traced.graph.units != plan.graph.units:
-            raise PlanError(f"the plan was made for another network than {traced.graph.model}: make a new one")
-        state = model.state_dict()
-        check_state(plan.graph, state)
-        return plan.to_dict(), traced.modules, state
-
-    checked = on_root(comm, check)
-    data, modules, state = checked if checked is not None else (None, {}, {})
-    shared = Plan.from_dict(bcast_json(comm, data))
-    settings = replace(Settings(**bcast_json(comm, asdict(settings))), pace=settings.pace)
-    settings = replace(settings, wait=choose(settings.wait, comm))
-    host = Host(comm, wanted=settings.same_host == "auto" and settings.wire == "float32")
-    cuts = _cuts(shared, settings, comm, host)
-    computes, held = _computes(shared, cuts, settings, comm, state, modules)
-    last: Compute | None = None
-    if modules:
-        last = _whole_head(shared.graph.units[-1], modules[len(computes)], state)
-        held += sum(FLOAT_BYTES * param.size for u in modules for param in shared.graph.units[u].params)
-    computes.append([last if last is None or settings.pace == 1 else Paced(last, settings.pace)])
-    memory, wire = Memory(channels_last=settings.compute == "auto"), WIRES[settings.wire]
-    comms = [comm, *(comm.Dup() for _ in range(1, settings.in_flight))]
-    ahead = settings.in_flight > 1
-    slots = [Slot(shared, each, memory, wire, cuts, computes, host, ahead=ahead) for each in comms]
-    return DistributedNet(shared, comm, settings, slots, computes, held)
-
-
-def _computes(
-    plan: Plan,
-    cuts: list[Pieces],
-    settings: Settings,
-    comm: MPI.Intracomm,
-    state: Mapping[str, torch.Tensor],
-    modules: Mapping[int, nn.Module],
-) -> tuple[list[list[Compute | None]], int]:
-    """What this rank computes: for every unit of the body its pieces in order; and the B of weights that it took.
-
-    Unit by unit the weights are sent and made into what computes, the largest first, so that no rank has room for more
-    than its slices and the copies of one unit. Collective.
-    """
-    receive = UnitWeights(plan, state, comm, settings.weights_file, settings.readers)
-    sizes = [sum(param.size for param in unit.params) for unit in plan.graph.body]
-    found: dict[int, list[Compute | None]] = {}
-    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        found[index] = _unit_computes(plan, index, cuts, settings, comm.rank, receive(index), modules)
-    return [found[index] for index in sorted(found)], receive.nbytes
-
-
-def _unit_computes(
-    plan: Plan,
-    index: int,
-    cuts: list[Pieces],
-    settings: Settings,
-    rank: int,
-    weights: LayerWeights,
-    modules: Mapping[int, nn.Module],
-) -> list[Compute | None]:
-    """What the rank computes of one unit: its pieces in order."""
-    unit = plan.graph.body[index]
-    padded = all(around_of(plan, source, rank) is not None for source in unit.inputs)
-    bare = padded and not _holds(plan, cuts, unit, rank)
-    packed: dict[tuple[object, ...], Any] = {}
-    mine: dict[int, Compute | None] = {}
-    for g in reversed(range(len(cuts[index]))):  # the largest piece packs the weights for all
-        box = cuts[index][g][rank]
-        mine[g] = None
-        if box and unit.opaque:
-            mine[g] = WholeUnit(modules[index])
-        elif box:
-            parts = weights_of(unit, plan.boxes[index][rank], weights, box)
-            mine[g] = LocalUnit(unit, box, parts, plan.batch, settings.compute, padded=bare, packed=packed)
-        if box and settings.pace > 1:
-            mine[g] = Paced(_given(mine[g]), settings.pace)
-    return [mine[g] for g in sorted(mine)]
-
-
-def _given(compute: Compute | None) -> Compute:
-    assert compute is not None  # noqa: S101 - the box is not empty
-    return compute
-
-
-def _holds(plan: Plan, cuts: list[Pieces], unit: Unit, rank: int) -> bool:
-    """Whether the rank has all of the unit's only input already, so that no buffer with padding was made for it."""
-    source = unit.inputs[0]
-    partial = source != PICTURE and len(cuts[source]) > 1
-    return Frame.of(plan.exchanges[source], rank, partial=partial).holds
-
-
-def _cuts(plan: Plan, settings: Settings, comm: MPI.Intracomm, host: Host) -> list[Pieces]:
-    """In which pieces every unit of the body is computed. Collective.
-
-    Where maps change hands in shared memory nothing travels that more computing could hide.
-    """
-    whole: list[Pieces] = [(boxes,) for boxes in plan.boxes]
-    if settings.overlap == "off" or comm.size == 1:
-        return whole
-    seconds_per_byte = 0.0 if settings.overlap == "on" else _seconds_per_byte(comm, settings.dilation)
-    cuts: list[Pieces] = []
-    for index, unit in enumerate(plan.graph.body):
-        cut: Pieces = (plan.boxes[index],)
-        if index in plan.exchanges:
-            spec = plan.exchanges[index]
-            most = FLOAT_BYTES * plan.batch * max(spec.received(rank) for rank in range(plan.ranks))
-            slow = not host.near(spec.members) and most * seconds_per_byte >= WORTH_S
-            if settings.overlap == "on" or slow:
-                cut = pieces(unit, spec)
-        cuts.append(cut)
-    return cuts
-
-
-def _seconds_per_byte(comm: MPI.Intracomm, dilation: float) -> float:
-    """What a byte takes on the slowest link of a ring, undilated, the same on all ranks. Collective."""
-    out, back = np.zeros(PROBE_BYTES, np.uint8), np.empty(PROBE_BYTES, np.uint8)
-    right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
-    times = []
-    for _ in range(2):
-        comm.Barrier()
-        begin = perf_counter()
-        comm.Sendrecv(out, right, recvbuf=back, source=left)
-        times.append(perf_counter() - begin)
-    slowest = np.array([min(times)])
-    comm.Allreduce(MPI.IN_PLACE, slowest, MPI.MAX)
-    return float(slowest[0]) / PROBE_BYTES / dilation
-
-
-def _whole_head(unit: Unit, head: nn.Module, state: Mapping[str, torch.Tensor]) -> Callable[..., Any]:
-    """The head as the root runs it: what is left of the body's last layers, then the model's own module."""
-    rest = unit.layers[:-1]
-    if not rest:
-        return head
-    weights = [{param.role: rows_of(param, state[param.key]) for param in layer.params} for layer in rest]
-    before = LocalUnit(replace(unit, layers=rest), Box.whole(rest[-1].out_shape), weights)
-    return lambda *maps: head(before(*maps))

@@ -14,7 +14,8 @@ from mpiconv.partition import Box, Exchange, Plan
 from mpiconv.partition.pieces import Pieces
 from mpiconv.partition.receptive import unit_needs
 from mpiconv.runtime.compute import margin
-from mpiconv.runtime.exchange import Around, Exchanger, Frame, Groups, Memory
+from mpiconv.runtime.exchange import Exchanger, Groups
+from mpiconv.runtime.parts import Around, Frame, Memory
 from mpiconv.runtime.shared import Host, SharedExchanger, SharedMaps
 from mpiconv.runtime.waiting import Awaited, Flags
 from mpiconv.runtime.wire import Wire

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
     from mpiconv.runtime.compute import Paced
-    from mpiconv.runtime.exchange import Counter
+    from mpiconv.runtime.parts import Counter
 
 Counters = list[list[tuple[str, "Counter"]]]
 """For every unit the exchanges before it: their pattern and what they counted, over all frames."""

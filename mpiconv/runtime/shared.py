@@ -19,8 +19,8 @@ from mpi4py import MPI
 from mpiconv.partition import Box, Exchange
 from mpiconv.partition.box import union_size
 from mpiconv.partition.plan import FLOAT_BYTES
-from mpiconv.runtime.exchange import Counter, Frame, Memory
 from mpiconv.runtime.messages import allgather_json, bcast_json
+from mpiconv.runtime.parts import Counter, Frame, Memory
 from mpiconv.runtime.waiting import Awaited, Flags
 
 FOLDER = "/dev/shm"  # noqa: S108 - Linux's memory that has names

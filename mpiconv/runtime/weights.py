@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mpiconv.errors import ModelError
-from mpiconv.nets.layers import rows_of
-from mpiconv.nets.slices import WeightsFile, fingerprint
+from mpiconv.nets.slices import WeightsFile, fingerprint, rows_of
 from mpiconv.partition import Box, Span
 from mpiconv.partition.exchange import exchange
 from mpiconv.partition.plan import ROOT, Plan
