@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import sys
 from functools import cache
+from time import sleep
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
@@ -22,6 +24,7 @@ from mpiconv.measure.record import peak_rss_bytes
 from mpiconv.nets.tracers import capture
 from mpiconv.partition import SCHEMES
 from mpiconv.runtime import DistributedNet, exchange, shared
+from mpiconv.runtime.progress import Progress
 from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.wire import WIRES
 from tests.random_nets import Attention, Cat, Excited, ExcitedByFC, Lasting, Net, Outputs, Shuffled, Sum, nets
@@ -264,6 +267,20 @@ def test_stream(scheme, in_flight, same_host):
         net.reset()
     failure = COMM.bcast(failure)
     assert not failure
+
+
+@pytest.mark.parallel([2])
+@pytest.mark.parametrize("wanted", [True, False])
+def test_messages_move_while_ranks_compute(wanted):
+    """A message too large to be sent at once is all there before the receiver looks, if the thread runs."""
+    data = np.full(2**25, COMM.rank == 0, np.uint8)
+    with Progress(wanted=wanted):
+        request = COMM.Isend(data, 1) if COMM.rank == 0 else COMM.Irecv(data, 0)
+        sleep(0.5)  # lets go of Python's lock as torch does
+        there = bool(data.all())
+    request.Wait()
+    assert there == (wanted or COMM.rank == 0)
+    assert data.all()
 
 
 @pytest.mark.parallel([2])
