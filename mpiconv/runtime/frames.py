@@ -91,9 +91,8 @@ class Slot:
         }
         self.exchangers |= SharedMaps(near, parts, frames, plan.batch, comm.rank, host, memory).exchangers
         self.sharing = bool(self.exchangers)
-        for source in [
-            s for s in plan.exchanges if s not in self.exchangers
-        ]:  # groups form in the same order everywhere
+        others = [source for source in plan.exchanges if source not in self.exchangers]  # groups form in this order
+        for source in others:
             buffer: torch.Tensor | None = None
             found: list[Exchanger] = []
             for part in parts[source]:
