@@ -47,6 +47,8 @@ fi
 [ "$(uname)" = Linux ] || echo "== NOT TESTED here: the peak memory of a slice (Linux only)"
 python -c 'import sys; from mpiconv.runtime import onednn; sys.exit(not onednn.available())' ||
   echo "== NOT TESTED here: convolutions with reordered weights (this torch or processor has no such oneDNN)"
+python -c 'import sys; from mpiconv.runtime import fuser; sys.exit(not fuser.available())' ||
+  echo "== NOT TESTED here: units compiled by torch's fuser (this torch or processor has none for oneDNN)"
 
 echo "== ruff"
 ruff format --config .ci/ruff.toml --check .

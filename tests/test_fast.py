@@ -20,7 +20,7 @@ from mpiconv.partition.box import union_size
 from mpiconv.partition.exchange import exchange
 from mpiconv.partition.pieces import pieces
 from mpiconv.partition.receptive import layer_boxes
-from mpiconv.runtime import onednn
+from mpiconv.runtime import fuser, onednn
 from mpiconv.runtime.compute import LocalUnit, Paced
 from mpiconv.runtime.parts import Frame, Memory, Parts
 from mpiconv.runtime.settings import Settings
@@ -31,24 +31,24 @@ from mpiconv.study.report import write_report
 from tests.simulated import assert_close
 
 needs_onednn = pytest.mark.skipif(not onednn.available(), reason="this torch has no oneDNN with reordered weights")
+needs_fuser = pytest.mark.skipif(not fuser.available(), reason="this torch has no fuser for oneDNN")
+
+ACTIVATIONS = [
+    ("ReLU", {}),
+    ("LeakyReLU", {"negative_slope": 0.3}),
+    ("Hardtanh", {"min_val": -0.5, "max_val": 0.4}),
+    ("ReLU6", {}),
+    ("GELU", {}),
+    ("GELU", {"approximate": "tanh"}),
+    ("Sigmoid", {}),
+    ("Tanh", {}),
+    ("SiLU", {}),
+    ("Hardswish", {}),
+]
 
 
 @needs_onednn
-@pytest.mark.parametrize(
-    ("module", "arguments"),
-    [
-        ("ReLU", {}),
-        ("LeakyReLU", {"negative_slope": 0.3}),
-        ("Hardtanh", {"min_val": -0.5, "max_val": 0.4}),
-        ("ReLU6", {}),
-        ("GELU", {}),
-        ("GELU", {"approximate": "tanh"}),
-        ("Sigmoid", {}),
-        ("Tanh", {}),
-        ("SiLU", {}),
-        ("Hardswish", {}),
-    ],
-)
+@pytest.mark.parametrize(("module", "arguments"), ACTIVATIONS)
 def test_activations_in_the_convolution(module, arguments):
     x, weight, bias = torch.randn(2, 6, 9, 7), 3 * torch.randn(8, 3, 3, 2), torch.randn(8)
     fused = onednn.activation_of(module, arguments)
@@ -56,6 +56,99 @@ def test_activations_in_the_convolution(module, arguments):
         mine = onednn.convolution(weight, bias, x.shape, (1, 2), (1, 0), (2, 1), 2, fused)(x)
         wanted = getattr(nn, module)(**arguments)(F.conv2d(x, weight, bias, (1, 2), (1, 0), (2, 1), 2))
     assert_close(mine, wanted)
+
+
+@needs_fuser
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [*(a for a in ACTIVATIONS if "approximate" not in a[1]), ("ELU", {"alpha": 0.5}), ("Softsign", {})],
+)
+def test_fused_activations(module, arguments):
+    x, weight, bias = torch.randn(2, 6, 9, 7), 3 * torch.randn(8, 3, 3, 2), torch.randn(8)
+    activation, kernels = getattr(nn, module)(**arguments), []
+    conv = fuser.convolution(weight, bias, (1, 2), (1, 0), (2, 1), 2, activation, kernels)
+    mine = fuser.fused(conv, (x,), kernels)
+    assert mine is not conv
+    with torch.inference_mode():
+        assert_close(mine(x), activation(F.conv2d(x, weight, bias, (1, 2), (1, 0), (2, 1), 2)))
+
+
+@needs_fuser
+def test_fused_kernels_are_let_go_and_maps_may_lie_anyhow():
+    """oneDNN reads its own copy of the weights: however the maps lie, nothing else may be asked to compute."""
+    weight, bias = torch.randn(96, 64, 3, 3), torch.randn(96)
+    kernels = []
+    conv = fuser.convolution(weight, bias, (1, 1), (1, 1), (1, 1), 1, nn.ReLU(), kernels)
+    x = torch.randn(1, 64, 9, 8).contiguous(memory_format=torch.channels_last)
+    wanted = F.conv2d(x, weight, bias, 1, 1).relu()
+    ((held, _),) = kernels
+    assert torch.equal(held, weight)
+    run = fuser.fused(conv, (x,), kernels)
+    assert not held.any()
+    wide = torch.randn(1, 100, 20, 8).contiguous(memory_format=torch.channels_last)
+    wide[:, 3:67, 4:13] = x
+    rows = torch.randn(1, 64, 20, 8).contiguous(memory_format=torch.channels_last)
+    rows[:, :, 4:13] = x
+    with torch.inference_mode():
+        for same in (x, x.contiguous(), wide[:, 3:67, 4:13], rows[:, :, 4:13]):
+            before = same.clone()
+            assert_close(run(same), wanted)
+            assert torch.equal(same, before)
+    with pytest.raises(ValueError, match=r"compiled for a map of shape \(1, 64, 9, 8\), not \(1, 64, 8, 8\)"):
+        run(x[:, :, :8].contiguous())
+
+
+@needs_fuser
+def test_kernels_that_are_still_read_are_kept():
+    weight, x = torch.randn(64, 64, 3, 3), torch.randn(1, 64, 9, 8)
+    held = fuser._in_pages(weight)
+
+    def read_twice(x):
+        return F.conv2d(x, held[0]).relu()[:, :, :3, :3] + x[:, :, :3, :3] * held[0]
+
+    run = fuser.fused(read_twice, (x,), [held])
+    assert run is not read_twice
+    assert torch.equal(held[0], weight)
+    with torch.inference_mode():
+        assert_close(run(x), read_twice(x))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.GELU("tanh"),
+        nn.AvgPool2d(3, 2, 1, ceil_mode=True),
+        nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False),
+        nn.AvgPool2d(2, 3, 0, divisor_override=3),
+        nn.MaxPool2d(3, 2, 1, 2, ceil_mode=True),
+        nn.MaxPool2d((3, 2), (2, 1), (0, 1)),
+    ],
+    ids=repr,
+)
+def test_units_of_odd_layers(layer):
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), layer).eval()
+    unit, state, images = trace(model, (3, 14, 12)).graph.body[0], model.state_dict(), torch.randn(2, 3, 14, 12)
+    weights = [{p.role: state[p.key] for p in part.params} for part in unit.layers]
+    assert len(unit.layers) == 2
+    compute = LocalUnit(unit, Box.whole(unit.out_shape), weights, 2, "auto")
+    with torch.inference_mode():
+        wanted = model(images)
+        for _ in range(3):
+            assert_close(compute(images), wanted)
+
+
+@needs_fuser
+@pytest.mark.parametrize("kernels", [1, 16, 33, 51, 64, 100])
+@pytest.mark.parametrize("channels", [3, 16, 512])
+def test_fused_slices_have_the_bits_of_the_whole(channels, kernels):
+    x, weight, bias = torch.randn(1, channels, 14, 14), torch.randn(128, channels, 3, 3), torch.randn(128)
+    whole, part = (
+        fuser.fused(fuser.convolution(weight[:n], bias[:n], (1, 1), (1, 1), (1, 1), 1, nn.ReLU(), []), (x,))
+        for n in (128, kernels)
+    )
+    with torch.inference_mode():
+        assert part(x).shape[1] == kernels
+        assert torch.equal(whole(x)[:, :kernels], part(x))
 
 
 def test_an_activation_that_onednn_lacks_is_left_alone():
@@ -74,8 +167,8 @@ def test_a_slice_of_kernels_gives_the_bits_of_the_whole(channels, kernels):
     assert torch.equal(whole[:, :kernels], part)
 
 
-@pytest.mark.parametrize("compute", ["eager", "auto"])
-def test_norm_and_activation_are_fused_without_a_trace(compute):
+@pytest.mark.parametrize(("compute", "packed"), [("eager", None), ("auto", None), ("auto", {})])
+def test_norm_and_activation_are_fused_without_a_trace(compute, packed):
     model = nn.Sequential(nn.Conv2d(3, 20, 3, 1, 1, bias=False), nn.BatchNorm2d(20), nn.ReLU(inplace=True)).eval()
     norm = model[1]
     norm.running_mean.uniform_(-1, 1)
@@ -87,7 +180,7 @@ def test_norm_and_activation_are_fused_without_a_trace(compute):
     weights = [{p.role: state[p.key] for p in layer.params} for layer in unit.layers]
     images = torch.randn(2, 3, 8, 9)
     with torch.inference_mode():
-        assert_close(LocalUnit(unit, box, weights, 2, compute)(images.clone()), model(images))
+        assert_close(LocalUnit(unit, box, weights, 2, compute, packed=packed)(images.clone()), model(images))
 
 
 PLANS = [
@@ -270,9 +363,9 @@ def test_layers_of_a_band_fit():
         padded = F.pad(held, (0, 0, above, below), value=value)
         with torch.inference_mode():
             wanted = model(images)[:, :, rows[0] : rows[1]]
-            for compute in ("eager", "auto"):
-                assert_close(LocalUnit(unit, box, weights, 1, compute)(held), wanted)
-                assert_close(LocalUnit(unit, box, weights, 1, compute, padded=True)(padded), wanted)
+            for compute, packed in (("eager", None), ("auto", None), ("auto", {})):
+                assert_close(LocalUnit(unit, box, weights, 1, compute, packed=packed)(held), wanted)
+                assert_close(LocalUnit(unit, box, weights, 1, compute, padded=True, packed=packed)(padded), wanted)
 
 
 @needs_onednn

@@ -235,7 +235,7 @@ def test_memory_that_one_rank_cannot_share(why, monkeypatch):
     assert not sharing
 
 
-def refuse(*_: object) -> None:
+def refuse(*_: object, **__: object) -> None:
     raise OSError("there is none")
 
 

@@ -101,8 +101,8 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--compute",
         choices=("auto", "eager"),
         default="auto",
-        help="auto: channels last and oneDNN with weights reordered once, where this torch has it; eager: torch's "
-        "operations one by one (default: auto)",
+        help="auto: channels last and units compiled for oneDNN, with weights reordered once, where this torch has "
+        "that; eager: torch's operations one by one (default: auto)",
     )
     group.add_argument(
         "--wait",

@@ -18,6 +18,7 @@ from mpiconv.nets.slices import rows_of
 from mpiconv.partition import Box, Plan
 from mpiconv.partition.pieces import Pieces, pieces
 from mpiconv.partition.plan import FLOAT_BYTES
+from mpiconv.runtime import onednn
 from mpiconv.runtime.compute import LocalUnit, Paced, weights_of
 from mpiconv.runtime.engine import DistributedNet
 from mpiconv.runtime.frames import Compute, Slot, around_of
@@ -127,7 +128,7 @@ def _unit_computes(
     unit = plan.graph.body[index]
     padded = all(around_of(plan, source, rank) is not None for source in unit.inputs)
     bare = padded and not _holds(plan, cuts, unit, rank)
-    packed: dict[tuple[object, ...], Any] = {}
+    packed: onednn.Packed | None = {} if _share_kernels(cuts[index], rank) else None
     mine: dict[int, Compute | None] = {}
     for g in reversed(range(len(cuts[index]))):  # the largest piece packs the weights for all
         box = cuts[index][g][rank]
@@ -140,6 +141,12 @@ def _unit_computes(
         if box and settings.pace > 1:
             mine[g] = Paced(given(mine[g]), settings.pace)
     return [mine[g] for g in sorted(mine)]
+
+
+def _share_kernels(cut: Pieces, rank: int) -> bool:
+    """Whether a rank's pieces of a unit are computed with the same kernels, of which they have one copy then."""
+    channels = [piece[rank].channels for piece in cut if piece[rank]]
+    return len(set(channels)) < len(channels)
 
 
 def _holds(plan: Plan, cuts: list[Pieces], unit: Unit, rank: int) -> bool:

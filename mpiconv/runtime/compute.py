@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from statistics import median
 from time import perf_counter, sleep, thread_time
 from typing import Any
@@ -15,10 +16,16 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 from mpiconv.nets.graph import Layer, Pair, Unit
 from mpiconv.partition import Box, Span
 from mpiconv.partition.receptive import layer_boxes, needed, reach
-from mpiconv.runtime import onednn, operations
+from mpiconv.runtime import fuser, onednn, operations
 
 Operation = Callable[..., torch.Tensor]
 Weights = Mapping[str, torch.Tensor]
+Make = Callable[..., Operation]
+Form = Callable[[Layer | None], tuple[Make, bool]]
+"""What makes convolutions with a certain activation after them, and whether they include that."""
+
+FUSED = {"conv", "norm", "activation", "maxpool", "avgpool", "add"}
+"""The kinds of layers that torch's fuser knows."""
 
 
 class LocalUnit:
@@ -33,12 +40,13 @@ class LocalUnit:
     batch
         N, the number of pictures that travel together.
     compute
-        ``eager``: torch's operations one by one. ``auto``: a convolution, the norm folded into it and the activation
-        after it in one call of oneDNN with reordered weights, where this torch has that.
+        ``eager``: torch's operations one by one. ``auto``: a unit of convolutions, norms, activations, poolings and
+        additions is compiled by torch's fuser for oneDNN, when it is called first; where this torch lacks that, a
+        convolution and the activation after it are one call of oneDNN with reordered weights, where it has that.
     padded
         Whether the first layer's input comes with its ``margin`` around it.
     packed
-        Reordered weights that several pieces of a box share.
+        Reordered weights that several pieces of a box share; the unit is not compiled then.
     """
 
     def __init__(
@@ -52,23 +60,37 @@ class LocalUnit:
         padded: bool = False,
         packed: onednn.Packed | None = None,
     ) -> None:
-        boxes = layer_boxes(unit, box)
-        fuse = compute == "auto" and onednn.available()
+        layers = list(operations.folded(unit.layers, layer_boxes(unit, box), weights))
+        compiled = compute == "auto" and packed is None and _compiles(layers) and fuser.available()
+        kernels: list[fuser.Kernels] = []
+        form: Form | None = None
+        if compiled:
+            form = partial(_to_be_fused, kernels)
+        elif compute == "auto" and onednn.available():
+            form = partial(_reordered, batch, {} if packed is None else packed)
         self.operations: list[Operation] = []
-        layers = list(operations.folded(unit.layers, boxes, weights))
         while layers:
             first = not self.operations
             bare = padded and first
             layer, out, mine = layers[0]
-            if fuse and layer.kind == "conv":
-                operation, used = _fused(layers, batch, packed, bare=bare)
+            if form and layer.kind == "conv":
+                operation, used = _with_activation(layers, form, bare=bare)
             else:
-                operation, used = build(layer, out, mine, first=first, bare=bare), 1
+                operation, used = build(layer, out, mine, first=first or compiled, bare=bare), 1
             self.operations.append(operation)
             layers = layers[used:]
+        self._kernels = kernels
+        self._run: Operation = self._compiled if compiled else self._one_by_one
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """Run the layers one after the other."""
+        """Run the layers."""
+        return self._run(*inputs)
+
+    def _compiled(self, *inputs: torch.Tensor) -> torch.Tensor:
+        self._run = fuser.fused(self._one_by_one, inputs, self._kernels)
+        return self._run(*inputs)
+
+    def _one_by_one(self, *inputs: torch.Tensor) -> torch.Tensor:
         first, *rest = self.operations
         tensor = first(*inputs)
         for operation in rest:
@@ -148,10 +170,10 @@ def build(layer: Layer, box: Box, weights: Weights, *, first: bool, bare: bool =
         scale, shift, eps = weights.get("weight"), weights.get("bias"), layer.options["eps"]
         return lambda x: F.batch_norm(x, mean, var, scale, shift, False, 0.0, eps)
     if layer.kind == "activation":
-        module: nn.Module = getattr(nn, layer.options["module"])(**layer.options["arguments"])
+        module = _activation(layer)
         if not first and "inplace" in getattr(module, "__constants__", ()):
             module.inplace = True  # type: ignore[assignment]
-        return module.eval()
+        return module
     if layer.kind in ("maxpool", "avgpool"):
         return _pool(layer, box, inputs[0], bare=bare)
     if layer.kind == "add":
@@ -162,26 +184,47 @@ def build(layer: Layer, box: Box, weights: Weights, *, first: bool, bare: bool =
     return operations.build(layer, box, inputs, weights)
 
 
-def _fused(
-    layers: Sequence[tuple[Layer, Box, Weights]], batch: int, packed: onednn.Packed | None, *, bare: bool
-) -> tuple[Operation, int]:
-    """A convolution with the activation right after it as one operation, and how many layers that were."""
-    layer, box, weights = layers[0]
-    activation, used = onednn.NONE, 1
-    if len(layers) > 1 and layers[1][0].kind == "activation":
-        options = layers[1][0].options
-        found = onednn.activation_of(options["module"], options["arguments"])
-        if found is not None:
-            activation, used = found, 2
+def _compiles(layers: Sequence[tuple[Layer, Box, Weights]]) -> bool:
+    """Whether the fuser gains something for a unit: it knows all kinds of layers in it, and it is more than a sum."""
+    kinds = {layer.kind for layer, _, _ in layers}
+    approximate = any(layer.options.get("arguments", {}).get("approximate") == "tanh" for layer, _, _ in layers)
+    return kinds <= FUSED and kinds != {"add"} and not approximate  # the fuser takes any GELU for the exact one
 
-    def prepacked(*arguments: Any, key: tuple[object, ...]) -> Operation:
-        kernels, shift, shape, stride, padding, dilation, groups = arguments
+
+def _with_activation(layers: Sequence[tuple[Layer, Box, Weights]], form: Form, *, bare: bool) -> tuple[Operation, int]:
+    """A convolution with the activation right after it, if it fits, as one operation; how many layers that were."""
+    layer, box, weights = layers[0]
+    after = layers[1][0] if len(layers) > 1 and layers[1][0].kind == "activation" else None
+    make, both = form(after)
+    held = needed(layer, box)[0]
+    return _conv(layer, box, held, weights["weight"], weights.get("bias"), make, bare=bare), 1 + both
+
+
+def _reordered(batch: int, packed: onednn.Packed, after: Layer | None) -> tuple[Make, bool]:
+    activation = onednn.activation_of(after.options["module"], after.options["arguments"]) if after else None
+
+    def make(weight: Any, bias: Any, shape: Any, *geometry: Any, key: tuple[object, ...]) -> Operation:
+        stride, padding, dilation, groups = geometry
         return onednn.convolution(
-            kernels, shift, (batch, *shape), stride, padding, dilation, groups, activation, packed, key
+            weight, bias, (batch, *shape), stride, padding, dilation, groups, activation or onednn.NONE, packed, key
         )
 
-    held = needed(layer, box)[0]
-    return _conv(layer, box, held, weights["weight"], weights.get("bias"), prepacked, bare=bare), used
+    return make, activation is not None
+
+
+def _to_be_fused(kernels: list[fuser.Kernels], after: Layer | None) -> tuple[Make, bool]:
+    activation = _activation(after) if after else None
+
+    def make(weight: Any, bias: Any, _shape: Any, *geometry: Any, key: tuple[object, ...]) -> Operation:  # noqa: ARG001
+        stride, padding, dilation, groups = geometry
+        return fuser.convolution(weight, bias, stride, padding, dilation, groups, activation, kernels)
+
+    return make, after is not None
+
+
+def _activation(layer: Layer) -> nn.Module:
+    module: nn.Module = getattr(nn, layer.options["module"])(**layer.options["arguments"])
+    return module.eval()
 
 
 def _sum(*maps: torch.Tensor) -> torch.Tensor:

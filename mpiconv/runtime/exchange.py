@@ -34,6 +34,11 @@ class Exchanger:
         What the rank has afterwards; None for what it needs and nothing around it.
     buffer
         Where that is put together, if another part of the same exchange has made it already.
+
+    Attributes
+    ----------
+    idle
+        Whether there is nothing to do for this rank: it has what it needs, where it made it, and sends nothing.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class Exchanger:
                 self.buffer.fill_(frame.padding)
         self.members = exchange.members
         self.pattern = exchange.pattern if rank in self.members else "none"
+        self.idle = self.holds and self.pattern == "none"
         self.sends: dict[int, list[Box]] = {}
         self.receives: dict[int, list[Box]] = {}
         for t in exchange.transfers:

@@ -42,10 +42,10 @@ class Piece:
 class Step:
     """One unit on this rank.
 
-    ``exchanges`` are the maps that are exchanged before it; ``pieces`` what is computed, in order; ``early`` the
-    exchange that each piece starts as soon as it is computed, empty where the map's first reader starts it; ``room``
-    what has to be free before these exchanges start; ``finished`` the maps that nobody reads afterwards, ``shared`` the
-    exchangers of those that lie in shared memory.
+    ``exchanges`` are the maps that are exchanged before it with this rank's part; ``pieces`` what is computed, in
+    order; ``early`` the exchange that each piece starts as soon as it is computed, empty where the map's first reader
+    starts it; ``room`` what has to be free before these exchanges start; ``finished`` the maps that nobody reads
+    afterwards, ``shared`` the exchangers of those that lie in shared memory.
     """
 
     exchanges: tuple[int, ...]
@@ -119,7 +119,8 @@ class Slot:
         room = tuple(e.room for e in (*starting, *early) if isinstance(e, SharedExchanger) and e.room.places)
         finished = tuple(i for i in dict.fromkeys(unit.inputs) if plan.graph.consumers(i)[-1] == index)
         read = [e for i in finished for e in self.exchangers.get(i, ()) if isinstance(e, SharedExchanger)]
-        return Step(tuple(incoming), pieces, early, room, finished, tuple(read))
+        exchanges = tuple(i for i in incoming if not all(e.idle for e in self.exchangers[i]))
+        return Step(exchanges, pieces, early, room, finished, tuple(read))
 
     def _inputs(self, unit: Unit, box: Box) -> tuple[tuple[int, Place], ...]:
         found: list[tuple[int, Place]] = []

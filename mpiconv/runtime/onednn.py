@@ -6,7 +6,7 @@ they are missing, or give something else than a convolution, ``available`` says 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from time import perf_counter
 from typing import Any
@@ -71,19 +71,14 @@ def convolution(
         return result
 
     pieces, start = [], 0
-    for width in widths(len(weight), weight[0].numel()) if groups == 1 else [len(weight)]:
-        count = min(width, len(weight) - start)
-        more = width - count
-        mine = weight.detach()[start : start + count]
-        label = (*key, start, width)
-        kernels = F.pad(mine, (0, 0) * 3 + (0, more)) if more else mine.contiguous()
+    for kernels, shift, count in slices(weight, bias, groups):
+        label = (*key, start, len(kernels))
         own: torch.Tensor = reorder(kernels.to_mkldnn(), paddings, strides, dilations, groups, list(shape))
         ordered = packed.setdefault(label, own)
         if ordered is not own and _slow(ordered, own, plain, shape):
             ordered = packed.setdefault((*label, *shape), own)
-        shift = None if bias is None else F.pad(bias.detach()[start : start + count], (0, more))
-        pieces.append((ordered, shift, count if more else None))
-        start += count
+        pieces.append((ordered, shift, count))
+        start += len(kernels)
 
     def piece(x: torch.Tensor, kernels: torch.Tensor, shift: torch.Tensor | None, count: int | None) -> torch.Tensor:
         result: torch.Tensor = compute(x, kernels, shift, paddings, strides, dilations, groups, name, numbers, form)
@@ -117,6 +112,21 @@ def _slow(
 
     with torch.inference_mode():
         return seconds(shared) > FAR_SLOWER * seconds(own)
+
+
+def slices(
+    weight: torch.Tensor, bias: torch.Tensor | None, groups: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, int | None]]:
+    """The kernels and biases of a convolution as they are computed together, and how many of them count if not all."""
+    start = 0
+    for width in widths(len(weight), weight[0].numel()) if groups == 1 else [len(weight)]:
+        count = min(width, len(weight) - start)
+        more = width - count
+        mine = weight.detach()[start : start + count]
+        kernels = F.pad(mine, (0, 0) * 3 + (0, more)) if more else mine.contiguous()
+        shift = None if bias is None else F.pad(bias.detach()[start : start + count], (0, more))
+        yield kernels, shift, count if more else None
+        start += count
 
 
 def widths(kernels: int, reduction: int) -> list[int]:

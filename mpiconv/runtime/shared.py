@@ -181,6 +181,8 @@ class SharedExchanger:
     have filled it.
     """
 
+    idle = False
+
     def __init__(
         self,
         exchange: Exchange,
