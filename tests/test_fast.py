@@ -21,7 +21,7 @@ from mpiconv.partition.exchange import exchange
 from mpiconv.partition.pieces import pieces
 from mpiconv.partition.receptive import layer_boxes
 from mpiconv.runtime import fuser, onednn
-from mpiconv.runtime.compute import LocalUnit, Paced
+from mpiconv.runtime.compute import LocalUnit, Paced, _compiles
 from mpiconv.runtime.parts import Frame, Memory, Parts
 from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.shared import SharedExchanger, _Region
@@ -65,52 +65,43 @@ def test_activations_in_the_convolution(module, arguments):
 )
 def test_fused_activations(module, arguments):
     x, weight, bias = torch.randn(2, 6, 9, 7), 3 * torch.randn(8, 3, 3, 2), torch.randn(8)
-    activation, kernels = getattr(nn, module)(**arguments), []
-    conv = fuser.convolution(weight, bias, (1, 2), (1, 0), (2, 1), 2, activation, kernels)
-    mine = fuser.fused(conv, (x,), kernels)
+    activation = getattr(nn, module)(**arguments)
+    conv = fuser.convolution(weight, bias, (1, 2), (1, 0), (2, 1), 2, activation)
+    mine = fuser.fused(conv, (x,))
     assert mine is not conv
     with torch.inference_mode():
         assert_close(mine(x), activation(F.conv2d(x, weight, bias, (1, 2), (1, 0), (2, 1), 2)))
 
 
 @needs_fuser
-def test_fused_kernels_are_let_go_and_maps_may_lie_anyhow():
-    """oneDNN reads its own copy of the weights: however the maps lie, nothing else may be asked to compute."""
-    weight, bias = torch.randn(96, 64, 3, 3), torch.randn(96)
-    kernels = []
-    conv = fuser.convolution(weight, bias, (1, 1), (1, 1), (1, 1), 1, nn.ReLU(), kernels)
-    x = torch.randn(1, 64, 9, 8).contiguous(memory_format=torch.channels_last)
-    wanted = F.conv2d(x, weight, bias, 1, 1).relu()
-    ((held, _),) = kernels
-    assert torch.equal(held, weight)
-    run = fuser.fused(conv, (x,), kernels)
-    assert not held.any()
-    wide = torch.randn(1, 100, 20, 8).contiguous(memory_format=torch.channels_last)
-    wide[:, 3:67, 4:13] = x
-    rows = torch.randn(1, 64, 20, 8).contiguous(memory_format=torch.channels_last)
-    rows[:, :, 4:13] = x
-    with torch.inference_mode():
-        for same in (x, x.contiguous(), wide[:, 3:67, 4:13], rows[:, :, 4:13]):
-            before = same.clone()
-            assert_close(run(same), wanted)
-            assert torch.equal(same, before)
-    with pytest.raises(ValueError, match=r"compiled for a map of shape \(1, 64, 9, 8\), not \(1, 64, 8, 8\)"):
-        run(x[:, :, :8].contiguous())
+def test_several_are_fused_and_maps_may_lie_anyhow():
+    made = []
+    for _ in range(3):
+        weight, bias = torch.randn(96, 64, 3, 3), torch.randn(96)
+        x = torch.randn(1, 64, 9, 8).contiguous(memory_format=torch.channels_last)
+        conv = fuser.convolution(weight, bias, (1, 1), (1, 1), (1, 1), 1, nn.ReLU())
+        made.append((fuser.fused(conv, (x,)), weight, bias, x))
+    for run, weight, bias, x in made:
+        wide = torch.randn(1, 100, 20, 8).contiguous(memory_format=torch.channels_last)
+        wide[:, 3:67, 4:13] = x
+        rows = torch.randn(1, 64, 20, 8).contiguous(memory_format=torch.channels_last)
+        rows[:, :, 4:13] = x
+        with torch.inference_mode():
+            wanted = F.conv2d(x, weight, bias, 1, 1).relu()
+            for same in (x, x.contiguous(), wide[:, 3:67, 4:13], rows[:, :, 4:13]):
+                before = same.clone()
+                assert_close(run(same), wanted)
+                assert torch.equal(same, before)
+            assert_close(run(x[:, :, :7]), F.conv2d(x[:, :, :7], weight, bias, 1, 1).relu())
 
 
 @needs_fuser
-def test_kernels_that_are_still_read_are_kept():
-    weight, x = torch.randn(64, 64, 3, 3), torch.randn(1, 64, 9, 8)
-    held = fuser._in_pages(weight)
-
-    def read_twice(x):
-        return F.conv2d(x, held[0]).relu()[:, :, :3, :3] + x[:, :, :3, :3] * held[0]
-
-    run = fuser.fused(read_twice, (x,), [held])
-    assert run is not read_twice
-    assert torch.equal(held[0], weight)
-    with torch.inference_mode():
-        assert_close(run(x), read_twice(x))
+def test_units_too_large_to_compile():
+    """Their weights would be there twice; slices of a unit go with the whole."""
+    model = nn.Sequential(nn.Conv2d(512, 512, 3), nn.Conv2d(512, 256, 3)).eval()
+    large, small = trace(model, (512, 5, 5)).graph.body
+    assert [_compiles(unit) for unit in (large, small)] == [False, False]
+    assert _compiles(trace(nn.Sequential(nn.Conv2d(384, 256, 3)), (384, 5, 5)).graph.body[0])
 
 
 @pytest.mark.parametrize(
@@ -143,7 +134,7 @@ def test_units_of_odd_layers(layer):
 def test_fused_slices_have_the_bits_of_the_whole(channels, kernels):
     x, weight, bias = torch.randn(1, channels, 14, 14), torch.randn(128, channels, 3, 3), torch.randn(128)
     whole, part = (
-        fuser.fused(fuser.convolution(weight[:n], bias[:n], (1, 1), (1, 1), (1, 1), 1, nn.ReLU(), []), (x,))
+        fuser.fused(fuser.convolution(weight[:n], bias[:n], (1, 1), (1, 1), (1, 1), 1, nn.ReLU()), (x,))
         for n in (128, kernels)
     )
     with torch.inference_mode():

@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from mpiconv.nets.graph import Layer, Pair, Unit
 from mpiconv.partition import Box, Span
+from mpiconv.partition.plan import FLOAT_BYTES
 from mpiconv.partition.receptive import layer_boxes, needed, reach
 from mpiconv.runtime import fuser, onednn, operations
 
@@ -61,11 +62,10 @@ class LocalUnit:
         packed: onednn.Packed | None = None,
     ) -> None:
         layers = list(operations.folded(unit.layers, layer_boxes(unit, box), weights))
-        compiled = compute == "auto" and packed is None and _compiles(layers) and fuser.available()
-        kernels: list[fuser.Kernels] = []
+        compiled = compute == "auto" and packed is None and _compiles(unit) and fuser.available()
         form: Form | None = None
         if compiled:
-            form = partial(_to_be_fused, kernels)
+            form = _to_be_fused
         elif compute == "auto" and onednn.available():
             form = partial(_reordered, batch, {} if packed is None else packed)
         self.operations: list[Operation] = []
@@ -79,7 +79,6 @@ class LocalUnit:
                 operation, used = build(layer, out, mine, first=first or compiled, bare=bare), 1
             self.operations.append(operation)
             layers = layers[used:]
-        self._kernels = kernels
         self._run: Operation = self._compiled if compiled else self._one_by_one
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
@@ -87,7 +86,7 @@ class LocalUnit:
         return self._run(*inputs)
 
     def _compiled(self, *inputs: torch.Tensor) -> torch.Tensor:
-        self._run = fuser.fused(self._one_by_one, inputs, self._kernels)
+        self._run = fuser.fused(self._one_by_one, inputs)
         return self._run(*inputs)
 
     def _one_by_one(self, *inputs: torch.Tensor) -> torch.Tensor:
@@ -184,11 +183,16 @@ def build(layer: Layer, box: Box, weights: Weights, *, first: bool, bare: bool =
     return operations.build(layer, box, inputs, weights)
 
 
-def _compiles(layers: Sequence[tuple[Layer, Box, Weights]]) -> bool:
-    """Whether the fuser gains something for a unit: it knows all kinds of layers in it, and it is more than a sum."""
-    kinds = {layer.kind for layer, _, _ in layers}
-    approximate = any(layer.options.get("arguments", {}).get("approximate") == "tanh" for layer, _, _ in layers)
-    return kinds <= FUSED and kinds != {"add"} and not approximate  # the fuser takes any GELU for the exact one
+def _compiles(unit: Unit) -> bool:
+    """Whether the fuser gains something for a unit: it knows all kinds of layers in it, and it is more than a sum.
+
+    That is the same for all slices of a unit, so that they have the bits of the whole.
+    """
+    kinds = {layer.kind for layer in unit.layers}
+    approximate = any(layer.options.get("arguments", {}).get("approximate") == "tanh" for layer in unit.layers)
+    if not kinds <= FUSED or kinds == {"add"} or approximate:  # it takes any GELU for the exact one
+        return False
+    return FLOAT_BYTES * sum(param.size for param in unit.params) <= fuser.MOST_BYTES
 
 
 def _with_activation(layers: Sequence[tuple[Layer, Box, Weights]], form: Form, *, bare: bool) -> tuple[Operation, int]:
@@ -212,12 +216,12 @@ def _reordered(batch: int, packed: onednn.Packed, after: Layer | None) -> tuple[
     return make, activation is not None
 
 
-def _to_be_fused(kernels: list[fuser.Kernels], after: Layer | None) -> tuple[Make, bool]:
+def _to_be_fused(after: Layer | None) -> tuple[Make, bool]:
     activation = _activation(after) if after else None
 
     def make(weight: Any, bias: Any, _shape: Any, *geometry: Any, key: tuple[object, ...]) -> Operation:  # noqa: ARG001
         stride, padding, dilation, groups = geometry
-        return fuser.convolution(weight, bias, stride, padding, dilation, groups, activation, kernels)
+        return fuser.convolution(weight, bias, stride, padding, dilation, groups, activation)
 
     return make, after is not None
 

@@ -7,7 +7,7 @@ for Arm, a torch without TorchScript), or gives something else, ``available`` sa
 
 from __future__ import annotations
 
-import mmap
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,11 +21,10 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 from mpiconv.runtime.onednn import slices
 
 Function = Callable[..., torch.Tensor]
-Kernels = tuple[torch.Tensor, mmap.mmap]
 
 FUSED = "prim::oneDNNFusionGroup"
-WORTH_BYTES = 2**16
-HUGE = 1e30
+MOST_BYTES = 2**22
+"""Weights of a unit that is worth compiling: larger ones gain nothing, and torch and oneDNN each keep a copy."""
 
 
 @cache
@@ -33,7 +32,9 @@ def available() -> bool:
     """Whether this torch on this processor fuses a convolution and computes what it should."""
     if not hasattr(torch.jit, "enable_onednn_fusion") or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
-    x, weight, bias = torch.randn(1, 4, 5, 6), torch.randn(16, 4, 3, 3), torch.randn(16)
+    x, weight, bias = (
+        torch.linspace(-1, 1, math.prod(shape)).view(shape) for shape in ((1, 4, 5, 6), (16, 4, 3, 3), (16,))
+    )
 
     def plain(x: torch.Tensor) -> torch.Tensor:
         return F.conv2d(x, weight, bias, (2, 1), (1, 0)).relu()
@@ -46,7 +47,7 @@ def available() -> bool:
         return False
 
 
-def fused(function: Function, maps: Sequence[torch.Tensor], kernels: Sequence[Kernels] = ()) -> Function:
+def fused(function: Function, maps: Sequence[torch.Tensor]) -> Function:
     """The function of such maps in fused calls of oneDNN; itself where nothing can be fused.
 
     Parameters
@@ -54,10 +55,7 @@ def fused(function: Function, maps: Sequence[torch.Tensor], kernels: Sequence[Ke
     function
         Torch's operations on maps. It must not write to them, nor depend on what they contain.
     maps
-        Maps as it is to be called with: all later ones have their shapes, and best their strides.
-    kernels
-        Weights of the function, which nothing else may use, and the memory that they lie in: where oneDNN keeps its own
-        copy in the order that suits it, that is given back.
+        Maps as it is to be called with: others it computes too, but slower.
     """
     maps = tuple(maps)
     with _fusing():
@@ -69,36 +67,11 @@ def fused(function: Function, maps: Sequence[torch.Tensor], kernels: Sequence[Ke
             return function
         if not _count(torch._C._last_executed_optimized_graph()):  # noqa: SLF001
             return function
-        _give_back(run, maps, kernels)
     laid = [(x.shape, x.stride()) for x in maps]
     (shape, strides), *more = laid
     if more:
         return lambda *maps: run(*(x if x.stride() == s[1] else _as(x, *s) for x, s in zip(maps, laid, strict=True)))
     return lambda x: run(x if x.stride() == strides else _as(x, shape, strides))
-
-
-def _give_back(run: Function, maps: Sequence[torch.Tensor], kernels: Sequence[Kernels]) -> None:
-    """Let go the kernels that oneDNN does not read any more: whatever they are then, the output is the same."""
-    tried = [torch.empty_strided(x.shape, x.stride()).uniform_(1, 2) for x in maps]
-    wanted = run(*tried) if kernels else torch.empty(0)
-    for weight, memory in kernels:
-        kept = weight.clone()
-        others = [run(*tried) for value in (HUGE, -HUGE) if weight.fill_(value) is weight]
-        if all(torch.equal(other, wanted) for other in others):
-            memory.madvise(mmap.MADV_DONTNEED)
-        else:
-            weight.copy_(kept)
-
-
-def _in_pages(weight: torch.Tensor) -> Kernels | None:
-    """A copy of large weights in pages of their own, which can be given back while the address stays theirs."""
-    if weight.nbytes < WORTH_BYTES or not hasattr(mmap, "MADV_DONTNEED"):
-        return None
-    try:
-        memory = mmap.mmap(-1, weight.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError:
-        return None
-    return torch.frombuffer(memory, dtype=weight.dtype).view(weight.shape).copy_(weight), memory
 
 
 def convolution(
@@ -109,15 +82,9 @@ def convolution(
     dilation: Sequence[int],
     groups: int,
     activation: nn.Module | None,
-    kernels: list[Kernels],
 ) -> Function:
-    """The operations of a convolution and the activation after it, to be fused; adds its weights to ``kernels``."""
-    pieces = []
-    for part, shift, count in slices(weight, bias, groups):
-        held = _in_pages(part)
-        if held is not None:
-            kernels.append(held)
-        pieces.append((part.clone() if held is None else held[0], shift, count))
+    """The operations of a convolution and the activation after it, to be fused."""
+    pieces = [(part.clone(), shift, count) for part, shift, count in slices(weight, bias, groups)]
 
     def piece(x: torch.Tensor, part: torch.Tensor, shift: torch.Tensor | None, count: int | None) -> torch.Tensor:
         x = F.conv2d(x, part, shift, tuple(stride), tuple(padding), tuple(dilation), groups)
@@ -144,12 +111,9 @@ def _fusing() -> Iterator[None]:
 
 
 def _as(x: torch.Tensor, shape: torch.Size, strides: tuple[int, ...]) -> torch.Tensor:
-    """The map as it is to lie in memory: a copy where steps over axes longer than one differ.
-
-    oneDNN would be called with no other strides, and what torch called instead may have lost its weights.
-    """
+    """The map as it is to lie in memory: a copy where steps over axes longer than one differ."""
     if x.shape != shape:
-        raise ValueError(f"compiled for a map of shape {tuple(shape)}, not {tuple(x.shape)}")
+        return x
     if all(a == b for size, a, b in zip(shape, x.stride(), strides, strict=True) if size > 1):
         return x.as_strided(shape, strides)
     return torch.empty_strided(shape, strides).copy_(x)
