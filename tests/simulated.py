@@ -89,17 +89,18 @@ def sensible(model: nn.Module, picture: tuple[int, int, int]) -> None:
     own results in another memory format differ by more than 1e-5. Trained ones are not.
     """
     randomise(model, 0)
+    random = torch.Generator().manual_seed(0)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = None  # averages over what it sees
         norm.reset_running_stats()
         norm.train()
         with torch.no_grad():
-            norm.weight.uniform_(0.5, 1.5)
-            norm.bias.uniform_(0.7, 1.3)
+            norm.weight.uniform_(0.5, 1.5, generator=random)
+            norm.bias.uniform_(0.7, 1.3, generator=random)
     if norms:
         with torch.no_grad():
-            model(torch.randn(4, *picture))
+            model(torch.randn(4, *picture, generator=random))
             for norm in norms:  # a channel that is dead on four pictures would be made huge on the fifth
                 norm.running_var.clamp_(min=0.1 * float(norm.running_var.mean()))
     model.eval().requires_grad_(False)

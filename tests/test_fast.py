@@ -16,12 +16,12 @@ from mpiconv.errors import UsageError
 from mpiconv.nets import trace
 from mpiconv.nets.pictures import ahead
 from mpiconv.partition import Box, make_plan
-from mpiconv.partition.box import union_size
+from mpiconv.partition.box import Span, union_size
 from mpiconv.partition.exchange import exchange
 from mpiconv.partition.pieces import pieces
 from mpiconv.partition.receptive import layer_boxes
 from mpiconv.runtime import fuser, onednn
-from mpiconv.runtime.compute import LocalUnit, Paced, _compiles
+from mpiconv.runtime.compute import LocalUnit, Paced, _compiles, weights_of
 from mpiconv.runtime.parts import Frame, Memory, Parts
 from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.shared import SharedExchanger, _Region
@@ -129,6 +129,28 @@ def test_units_of_odd_layers(layer):
 
 
 @needs_fuser
+@pytest.mark.parametrize("length", [7, 56])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_slices_of_a_pointwise_and_a_depthwise_convolution(length, stride):
+    """They are one unit; where it is sliced, whole and slices are computed in the same order."""
+    layers = [nn.Conv2d(24, 144, 1), nn.ReLU6(), nn.Conv2d(144, 144, 3, stride, 1, groups=144), nn.ReLU6()]
+    model = nn.Sequential(*layers, nn.Conv2d(144, 24, 1)).eval()
+    unit, state = trace(model, (24, length, length)).graph.body[0], model.state_dict()
+    assert [layer.kind for layer in unit.layers] == ["conv", "activation"] * 2
+    box, images = Box.whole(unit.out_shape), torch.randn(1, 24, length, length)
+    weights = [{p.role: state[p.key] for p in layer.params} for layer in unit.layers]
+    with torch.inference_mode():
+        wanted = model[:4](images)
+        whole = LocalUnit(unit, box, weights, 1, "auto", sliced=True)(images)
+        assert_close(whole, wanted)
+        assert_close(LocalUnit(unit, box, weights, 1, "auto")(images), wanted)
+        for channels in (Span(0, 48), Span(48, 97), Span(97, 144)):
+            part = Box(channels, box.rows, box.columns)
+            compute = LocalUnit(unit, part, weights_of(unit, box, weights, part), 1, "auto", sliced=True)
+            assert torch.equal(compute(images), whole[:, channels.lo : channels.hi])
+
+
+@needs_fuser
 @pytest.mark.parametrize("kernels", [1, 16, 33, 51, 64, 100])
 @pytest.mark.parametrize("channels", [3, 16, 512])
 def test_fused_slices_have_the_bits_of_the_whole(channels, kernels):
@@ -140,6 +162,18 @@ def test_fused_slices_have_the_bits_of_the_whole(channels, kernels):
     with torch.inference_mode():
         assert part(x).shape[1] == kernels
         assert torch.equal(whole(x)[:, :kernels], part(x))
+
+
+@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d((2, 3))], ids=repr)
+def test_means_of_slices_have_the_bits_of_the_whole(pool):
+    model = nn.Sequential(nn.Conv2d(3, 1280, 1), pool, nn.Conv2d(1280, 3, 1)).eval()
+    unit = trace(model, (3, 7, 7)).graph.body[1]
+    box, images = Box.whole(unit.out_shape), torch.randn(1, 1280, 7, 7).contiguous(memory_format=torch.channels_last)
+    whole = LocalUnit(unit, box, [{}], 1, "auto")(images)
+    assert_close(whole, pool(images))
+    for lo, hi in ((0, 427), (427, 854), (1279, 1280)):
+        compute = LocalUnit(unit, Box(Span(lo, hi), box.rows, box.columns), [{}], 1, "auto")
+        assert torch.equal(compute(images[:, lo:hi]), whole[:, lo:hi])
 
 
 def test_an_activation_that_onednn_lacks_is_left_alone():
@@ -348,10 +382,10 @@ def test_layers_of_a_band_fit():
         box = Box.of([(0, 4), rows, (0, 9)])
         weights = [{p.role: state[p.key] for p in layer.params} for layer in unit.layers]
         assert layer_boxes(unit, box)[-1] == box
-        (above, below), _, value = margin(unit, box)
+        (above, below), (left, right), value = margin(unit, box)
         lo, hi = max(rows[0] - 2, 0), min(rows[1] + 2, 12)
         held = images[:, :, lo:hi]
-        padded = F.pad(held, (0, 0, above, below), value=value)
+        padded = F.pad(held, (left, right, above, below), value=value)
         with torch.inference_mode():
             wanted = model(images)[:, :, rows[0] : rows[1]]
             for compute, packed in (("eager", None), ("auto", None), ("auto", {})):

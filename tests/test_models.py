@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -10,6 +12,7 @@ import mpiconv
 from mpiconv.errors import UsageError
 from mpiconv.nets import REGISTRY, trace
 from mpiconv.partition import make_plan
+from mpiconv.partition.receptive import layer_boxes
 from tests.simulated import largest_error, run_split, sensible
 
 # parameters of torchvision's models with 1000 classes, and tensors in their state_dicts
@@ -80,22 +83,27 @@ def test_flops_agree_with_torch_for_every_split(name):
 
 @pytest.mark.parametrize("shares", [[1, 1], [1, 1, 1], [1, 1, 1, 1], [0.7, 0.2, 0.1]])
 def test_mobilenets_depthwise_layers_need_no_gather(shares):
-    """Under kpm a depthwise convolution finds its channels where they are, and so do the additions."""
+    """Under kpm a depthwise convolution finds its channels where they are: nearly all in the unit that makes them."""
     graph = trace(REGISTRY["mobilenet_v2"].build(10), (3, 224, 224)).graph
     ranks = len(shares)
     plan = make_plan(graph, (1, 3, 224, 224), "kpm", ranks, shares)
-    depthwise = [u for u, unit in enumerate(graph.body) if any(i.kind == "conv" and i.groups > 1 for i in unit.layers)]
+    groups = [[layer.groups for layer in unit.layers if layer.kind == "conv"] for unit in graph.body]
+    depthwise = [u for u, found in enumerate(groups) if found and found[0] > 1]
+    pairs = [u for u, found in enumerate(groups) if len(found) == 2 and found[0] == 1 < found[1]]
     additions = [u for u, unit in enumerate(graph.body) if unit.layers[0].kind == "add"]
-    assert (len(depthwise), len(additions)) == (17, 10)
+    assert (len(depthwise), len(pairs), len(additions)) == (1, 16, 10)
     for u in depthwise:
         assert plan.pattern(u) == "none"
         assert all(plan.bytes_received(u, rank) == 0 for rank in range(ranks))
-    convolutions = [u for u, unit in enumerate(graph.body) if any(layer.has_kernels for layer in unit.layers)]
     for rank in range(ranks):
         received = sum(plan.bytes_received(u, rank) for u in range(len(graph.units)))
-        own = [unit.out_shape for unit in graph.body]
         picture = 4 * 3 * 224 * 224 if rank else 0
-        gathers = sum(4 * (own[u][0] - len(plan.boxes[u][rank].channels)) * own[u][1] * own[u][2] for u in convolutions)
+        gathers = sum(
+            4 * (math.prod(layer.out_shape) - box.size)
+            for unit, boxes in zip(graph.body, plan.boxes, strict=True)
+            for layer, box in zip(unit.layers, layer_boxes(unit, boxes[rank]), strict=True)
+            if layer.has_kernels
+        )
         assert 0 < received < 0.5 * (picture + gathers), (rank, received, picture + gathers)
 
 

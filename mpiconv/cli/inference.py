@@ -208,7 +208,8 @@ def _check(job: Job, outputs: list[Any], settings: Settings) -> dict[str, Any]:
     same, eager = _Difference(), _Difference()
     unsplit = None
     if settings.compute != "eager":
-        alone = make_plan(job.model, job.plan.input_shape, "single", 1, gather=job.plan.graph.gather)
+        scheme = "kpm" if job.plan.scheme == "kpm" else "single"  # of one rank: as its slices are computed, or not
+        alone = make_plan(job.model, job.plan.input_shape, scheme, 1, gather=job.plan.graph.gather)
         unsplit = distribute(job.model, alone, MPI.COMM_SELF, Settings(compute=settings.compute))
     for index, output in enumerate(checked):
         images = job.batch(index)

@@ -108,8 +108,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class Unit:
-    """A chain of layers that one rank runs without talking to another: at most one with kernels, outside the head.
+    """A chain of layers that one rank runs without talking to another.
 
+    Outside the head at most one layer has kernels, or a pointwise convolution and the depthwise one after it.
     ``inputs`` are the units whose outputs the first layer reads (``PICTURE`` for the picture itself).
     """
 

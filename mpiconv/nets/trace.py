@@ -314,15 +314,25 @@ def _live(steps: list[_Step], wanted: tuple[int, ...]) -> tuple[list[_Step], tup
 def _joins(chain: Sequence[Layer], layer: Layer, gather: str, *, reads_picture: bool) -> bool:
     """Whether a layer goes on with the unit of the layers before it: a unit has one convolution and what is cheap.
 
-    What needs the whole map, or makes it larger, comes after the exchange; what only moves elements is done by
-    whoever computes with them.
+    A depthwise convolution right behind a pointwise one is cheap, and their map between them larger than what either
+    unit beside it reads. What needs the whole map, or makes it larger, comes after the exchange; what only moves
+    elements is done by whoever computes with them.
     """
     if layer.spans_map or chain[-1].opaque:
         return False
     has_kernels = any(before.has_kernels for before in chain)
     if not has_kernels and (gather == "conv" or reads_picture or chain[0].kind in MOVERS):
         return True
-    return gather == "pool" and not layer.has_kernels and _size(layer.out_shape) <= _size(layer.in_shapes[0])
+    cheap = not layer.has_kernels or _separable(chain, layer)
+    return gather == "pool" and cheap and _size(layer.out_shape) <= _size(layer.in_shapes[0])
+
+
+def _separable(chain: Sequence[Layer], layer: Layer) -> bool:
+    """Whether a layer is the depthwise convolution of what one pointwise convolution makes."""
+    kernels = [before for before in chain if before.has_kernels]
+    if len(kernels) != 1 or (kernels[0].kind, kernels[0].kernel, kernels[0].groups) != ("conv", (1, 1), 1):
+        return False
+    return layer.kind == "conv" and 1 < layer.groups == layer.in_shapes[0][0] == layer.out_shape[0]
 
 
 def _size(shape: Shape) -> int:

@@ -129,6 +129,7 @@ def _unit_computes(
     padded = all(around_of(plan, source, rank) is not None for source in unit.inputs)
     bare = padded and not _holds(plan, cuts, unit, rank)
     packed: onednn.Packed | None = {} if _share_kernels(cuts[index], rank) else None
+    sliced = plan.schemes[index] == "kpm" or any(0 < len(b.channels) < unit.out_shape[0] for b in plan.boxes[index])
     mine: dict[int, Compute | None] = {}
     for g in reversed(range(len(cuts[index]))):  # the largest piece packs the weights for all
         box = cuts[index][g][rank]
@@ -137,7 +138,9 @@ def _unit_computes(
             mine[g] = WholeUnit(modules[index])
         elif box:
             parts = weights_of(unit, plan.boxes[index][rank], weights, box)
-            mine[g] = LocalUnit(unit, box, parts, plan.batch, settings.compute, padded=bare, packed=packed)
+            mine[g] = LocalUnit(
+                unit, box, parts, plan.batch, settings.compute, padded=bare, sliced=sliced, packed=packed
+            )
         if box and settings.pace > 1:
             mine[g] = Paced(given(mine[g]), settings.pace)
     return [mine[g] for g in sorted(mine)]

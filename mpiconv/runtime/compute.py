@@ -46,6 +46,9 @@ class LocalUnit:
         convolution and the activation after it are one call of oneDNN with reordered weights, where it has that.
     padded
         Whether the first layer's input comes with its ``margin`` around it.
+    sliced
+        Whether the unit is split by channels. Of a large map oneDNN computes a pointwise convolution and the depthwise
+        one after it in one go, adding in another order, but slices one after the other: then all are computed so.
     packed
         Reordered weights that several pieces of a box share; the unit is not compiled then.
     """
@@ -59,6 +62,7 @@ class LocalUnit:
         compute: str = "eager",
         *,
         padded: bool = False,
+        sliced: bool = False,
         packed: onednn.Packed | None = None,
     ) -> None:
         layers = list(operations.folded(unit.layers, layer_boxes(unit, box), weights))
@@ -69,32 +73,53 @@ class LocalUnit:
         elif compute == "auto" and onednn.available():
             form = partial(_reordered, batch, {} if packed is None else packed)
         self.operations: list[Operation] = []
+        self._together = 0
         while layers:
             first = not self.operations
             bare = padded and first
             layer, out, mine = layers[0]
             if form and layer.kind == "conv":
+                if compiled and sliced and self.operations and layer.groups > 1:
+                    self.operations.append(_apart(needed(layer, out)[0]))
                 operation, used = _with_activation(layers, form, bare=bare)
             else:
                 operation, used = build(layer, out, mine, first=first or compiled, bare=bare), 1
             self.operations.append(operation)
             layers = layers[used:]
-        self._run: Operation = self._compiled if compiled else self._one_by_one
+            if layer.kind == "conv" or not onednn.slow_at_edges():
+                self._together = len(self.operations)
+        self._run: Operation = self._compiled if compiled else _chain(self.operations)
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Run the layers."""
         return self._run(*inputs)
 
     def _compiled(self, *inputs: torch.Tensor) -> torch.Tensor:
-        self._run = fuser.fused(self._one_by_one, inputs)
+        fused = fuser.fused(_chain(self.operations[: self._together]), inputs)
+        rest = self.operations[self._together :]
+        self._run = _chain([fused, *rest])
         return self._run(*inputs)
 
-    def _one_by_one(self, *inputs: torch.Tensor) -> torch.Tensor:
-        first, *rest = self.operations
+
+def _apart(box: Box) -> Operation:
+    """What keeps the fuser from computing what is before it and what is after it, on that box, in one go."""
+    count = len(box.channels)
+    return lambda x: x[:, :count]
+
+
+def _chain(operations: Sequence[Operation]) -> Operation:
+    """The function that runs one after the other."""
+    first, *rest = operations
+    if not rest:
+        return first
+
+    def run(*inputs: torch.Tensor) -> torch.Tensor:
         tensor = first(*inputs)
         for operation in rest:
             tensor = operation(tensor)
         return tensor
+
+    return run
 
 
 def weights_of(unit: Unit, box: Box, weights: Sequence[Weights], piece: Box) -> list[dict[str, torch.Tensor]]:
@@ -189,6 +214,8 @@ def _compiles(unit: Unit) -> bool:
     That is the same for all slices of a unit, so that they have the bits of the whole.
     """
     kinds = {layer.kind for layer in unit.layers}
+    if onednn.slow_at_edges() and "conv" not in kinds:
+        return False
     approximate = any(layer.options.get("arguments", {}).get("approximate") == "tanh" for layer in unit.layers)
     if not kinds <= FUSED or kinds == {"add"} or approximate:  # it takes any GELU for the exact one
         return False
@@ -255,7 +282,9 @@ def _conv_padding(layer: Layer, box: Box, held: Box) -> tuple[tuple[int, int], t
     inside, around = [0, 0], [(0, 0), (0, 0)]
     for axis, edges in enumerate(_edges(layer, box, held)):
         before, after = layer.padding[axis]
-        if box.shape[1 + axis] == layer.out_shape[1 + axis] and before == after:
+        whole = box.shape[1 + axis] == layer.out_shape[1 + axis]
+        slow = layer.kernel[axis] >= onednn.LARGE_KERNEL and onednn.slow_at_edges()
+        if whole and before == after and not slow:
             inside[axis] = before
         else:
             around[axis] = edges

@@ -22,6 +22,7 @@ Packed = dict[tuple[object, ...], Any]
 
 NONE: Activation = ("none", [], "")
 
+LARGE_KERNEL = 5
 LARGE_REDUCTION = 2304
 SMALL_SLICE = 64
 SAFE_WIDTH = 32
@@ -41,6 +42,16 @@ def available() -> bool:
             return bool(torch.allclose(mine, wanted, atol=1e-4))
     except (AttributeError, RuntimeError, NotImplementedError, TypeError):
         return False
+
+
+@cache
+def slow_at_edges() -> bool:
+    """Whether oneDNN is slower than need be where a window reaches past the edge: with AVX2, not with AVX-512.
+
+    Kernels of ``LARGE_KERNEL`` rows take a seventh longer than with the map padded before, smaller ones less; poolings,
+    and additions, take twice as long as torch's.
+    """
+    return str(torch.backends.cpu.get_cpu_capability()) == "AVX2"
 
 
 def convolution(

@@ -30,6 +30,10 @@ BINARY: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+ADDED_IN_TURN = 1024
+"""Elements that may be added one after the other without a loss of accuracy that counts."""
+
+
 class WholeUnit:
     """A unit that the root runs with the model's own modules: called with whole maps (N, C, H, W), it returns one."""
 
@@ -120,6 +124,8 @@ def _binary(layer: Layer, box: Box, held: Box, weights: Weights) -> Operation:
 def _adaptive(layer: Layer, box: Box, held: Box, weights: Weights) -> Operation:
     reduce = torch.mean if layer.options["mode"] == "avg" else torch.amax
     whole = F.adaptive_avg_pool2d if layer.options["mode"] == "avg" else F.adaptive_max_pool2d
+    if layer.options["mode"] == "avg" and layer.out_shape[1:] == (1, 1):
+        return _mean
     if box.shape[1:] == layer.out_shape[1:]:
         return lambda x: whole(x, layer.out_shape[1:])
     bins = []
@@ -137,9 +143,19 @@ def _adaptive(layer: Layer, box: Box, held: Box, weights: Weights) -> Operation:
     return pool
 
 
+def _mean(x: torch.Tensor) -> torch.Tensor:
+    """The mean of every channel: of all but very large maps with the same bits for some channels as for all."""
+    rows, columns = x.shape[2:]
+    if rows * columns > ADDED_IN_TURN:
+        return torch.mean(x, (2, 3), keepdim=True)
+    return F.avg_pool2d(x, (rows, columns))
+
+
 def _reduce(layer: Layer, box: Box, held: Box, weights: Weights) -> Operation:
     compute = torch.mean if layer.options["function"] == "mean" else torch.amax
     axes = tuple(layer.options["axes"])
+    if compute is torch.mean and axes == (2, 3):
+        return _mean
     return lambda x: compute(x, axes, keepdim=True)
 
 
