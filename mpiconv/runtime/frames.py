@@ -182,7 +182,7 @@ class Slot:
         awaited = Awaited()
         for source in step.exchanges:
             awaited += pending.pop(source) if source in pending else self.exchangers[source][0].start(maps[source])
-        if awaited:
+        if awaited and not awaited.done():
             yield awaited
         for source in step.exchanges:
             for exchanger in self.exchangers[source]:
@@ -193,8 +193,8 @@ def _apart(output: torch.Tensor | None, shared: Sequence[SharedExchanger]) -> to
     """The tensor itself, or a copy of one that lies where the map that was read does, and others may soon write."""
     if output is None:
         return None
-    there = {e.buffer.untyped_storage().data_ptr() for e in shared if e.buffer is not None}
-    return output.clone() if output.untyped_storage().data_ptr() in there else output
+    address = output.data_ptr()
+    return output.clone() if any(address in e.addresses for e in shared) else output
 
 
 def around_of(plan: Plan, source: int, rank: int) -> Around | None:

@@ -197,6 +197,7 @@ class SharedExchanger:
         self.counter, self.pattern, self.frame = Counter(), pattern, frames[rank].box
         self.holds, self.padded = frames[rank].holds, frames[rank].padded
         self.buffer: torch.Tensor | None = None
+        self.addresses = range(0)
         self._format = memory.format
         self._flags, self._frames = flags, 0
         line = LINE_BYTES // flags.itemsize
@@ -215,6 +216,9 @@ class SharedExchanger:
                 readers |= set(region.readers) - {rank}
                 if self.holds and box == own == region.frame.box and self._alone(exchange, region):
                     self.buffer = view  # all of what it holds lies there, in the right order of memory
+        if self.buffer is not None:
+            start = self.buffer.data_ptr()
+            self.addresses = range(start, start + FLOAT_BYTES * self.buffer.numel())
         self.ready = Flags(flags, tuple(line * r for r in sorted(writers)))
         self.room = Flags(flags, tuple(line * (len(frames) + r) for r in sorted(readers)))
         sent = [t for t in exchange.transfers if t.source == rank]
