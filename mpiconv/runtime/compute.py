@@ -25,6 +25,9 @@ Make = Callable[..., Operation]
 Form = Callable[[Layer | None], tuple[Make, bool]]
 """What makes convolutions with a certain activation after them, and whether they include that."""
 
+WORTH_COMPUTING = 4
+"""Of so many rows of a band one more may be computed and dropped."""
+
 FUSED = {"conv", "norm", "activation", "maxpool", "avgpool", "add"}
 """The kinds of layers that torch's fuser knows."""
 
@@ -291,6 +294,33 @@ def _conv_padding(layer: Layer, box: Box, held: Box) -> tuple[tuple[int, int], t
     return (inside[0], inside[1]), (around[0], around[1])
 
 
+def _own_padding(layer: Layer, box: Box, held: Box) -> tuple[tuple[int, int], tuple[Pair, Pair], Operation]:
+    """As ``_conv_padding``, but the operation pads wherever it can, both edges alike, and some of its rows are dropped.
+
+    A row too many is sooner computed than a map is copied with padding at one edge. The third is what drops them.
+    """
+    inside, around, kept = [0, 0], [(0, 0), (0, 0)], [slice(None), slice(None)]
+    for axis, (before, after) in enumerate(_edges(layer, box, held)):
+        kernel, stride, count = layer.kernel[axis], layer.stride[axis], box.shape[1 + axis]
+        own = max(before, after, 0)
+        own += (before - own) % stride
+        more = (held.shape[1 + axis] + 2 * own - layer.dilation[axis] * (kernel - 1) - 1) // stride + 1 - count
+        fits = own <= (kernel - 1 if layer.kind == "conv" else kernel // 2) and WORTH_COMPUTING * more <= count
+        if fits and not (kernel >= onednn.LARGE_KERNEL and onednn.slow_at_edges()):
+            first = (own - before) // stride
+            inside[axis], kept[axis] = own, slice(first, first + count) if more else slice(None)
+        else:
+            around[axis] = before, after
+    where = (slice(None), slice(None), *kept)
+    drop = _unchanged if kept == [slice(None)] * 2 else lambda x: _whole(x[where])
+    return (inside[0], inside[1]), (around[0], around[1]), drop
+
+
+def _whole(x: torch.Tensor) -> torch.Tensor:
+    """The map in one piece where its channels are last, as oneDNN wants it; torch does not mind."""
+    return x.contiguous(memory_format=torch.channels_last) if x.stride(1) == 1 else x
+
+
 def _eager_conv(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
@@ -315,7 +345,7 @@ def _conv(
     bare: bool,
 ) -> Operation:
     """The convolution of a box, one call of what ``make`` makes per run of groups."""
-    inside, around = _conv_padding(layer, box, held)
+    inside, around, drop = (*_conv_padding(layer, box, held), _unchanged) if bare else _own_padding(layer, box, held)
     rows, columns = around
     size = len(held.rows) + sum(rows), len(held.columns) + sum(columns)
     pad = _padding(*around) if not bare or min(*rows, *columns) < 0 else _unchanged
@@ -329,11 +359,11 @@ def _conv(
         calls.append((slice(ins.lo - first, ins.hi - first), call))
     if len(calls) == 1:
         only = calls[0][1]
-        return only if pad is _unchanged else lambda x: only(pad(x))
+        return only if pad is drop is _unchanged else lambda x: drop(only(pad(x)))
 
     def conv(x: torch.Tensor) -> torch.Tensor:
         x = pad(x)
-        return torch.cat([call(x[:, ins]) for ins, call in calls], 1)
+        return drop(torch.cat([call(x[:, ins]) for ins, call in calls], 1))
 
     return conv
 
@@ -365,8 +395,9 @@ def _pool(layer: Layer, box: Box, held: Box, *, bare: bool = False) -> Operation
         return lambda x: F.avg_pool2d(x, kernel, stride, padding, options["ceil_mode"], include, override)
     edges = _edges(layer, box, held)
     if layer.kind == "maxpool":
-        pad = _padding(*edges, value=-torch.inf) if not bare or min(*edges[0], *edges[1]) < 0 else _unchanged
-        return lambda x: F.max_pool2d(pad(x), kernel, stride, 0, layer.dilation)
+        inside, around, drop = ((0, 0), edges, _unchanged) if bare else _own_padding(layer, box, held)
+        pad = _padding(*around, value=-torch.inf) if not bare or min(*edges[0], *edges[1]) < 0 else _unchanged
+        return lambda x: drop(F.max_pool2d(pad(x), kernel, stride, inside, layer.dilation))
     pad, divisor = _padding(*edges), _divisor(layer, box)
     return lambda x: F.avg_pool2d(pad(x), kernel, stride, divisor_override=1) / divisor
 
