@@ -391,7 +391,7 @@ def test_benchmark_file_table_and_page(tmp_path):
 
 def test_layers_of_a_band_fit():
     """A band whose first layer gets its padding with the buffer computes what one that pads itself does."""
-    from mpiconv.runtime.compute import margin
+    from mpiconv.runtime.windows import margin
 
     model = nn.Sequential(nn.Conv2d(3, 4, 5, 1, 2), nn.ReLU()).eval()
     unit, state = trace(model, (3, 12, 9)).graph.body[0], model.state_dict()

@@ -13,11 +13,11 @@ from mpiconv.nets.graph import PICTURE, Unit
 from mpiconv.partition import Box, Exchange, Plan
 from mpiconv.partition.pieces import Pieces
 from mpiconv.partition.receptive import unit_needs
-from mpiconv.runtime.compute import margin
 from mpiconv.runtime.exchange import Exchanger, Groups
 from mpiconv.runtime.parts import Around, Frame, Memory
 from mpiconv.runtime.shared import Host, SharedExchanger, SharedMaps
 from mpiconv.runtime.waiting import Awaited, Flags
+from mpiconv.runtime.windows import margin
 from mpiconv.runtime.wire import Wire
 
 if TYPE_CHECKING:

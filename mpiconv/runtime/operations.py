@@ -1,4 +1,4 @@
-"""What one rank computes, continued: every kind of layer but the convolution, pooling and addition of the paper."""
+"""Every kind of layer on a box but convolution, pooling and addition."""
 
 # ruff: noqa: ARG001 - one signature for all kinds
 from __future__ import annotations
