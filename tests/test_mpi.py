@@ -26,6 +26,7 @@ from mpiconv.partition import SCHEMES
 from mpiconv.runtime import DistributedNet, exchange, shared
 from mpiconv.runtime.progress import Progress
 from mpiconv.runtime.settings import Settings
+from mpiconv.runtime.waiting import Awaited
 from mpiconv.runtime.wire import WIRES
 from tests.random_nets import Attention, Cat, Excited, ExcitedByFC, Lasting, Net, Outputs, Shuffled, Sum, nets
 from tests.simulated import assert_close
@@ -294,6 +295,28 @@ def test_the_next_picture_is_on_its_way_while_the_last_unit_computes():
     if root:
         starts, ends = stamps[:, 0, 0], stamps[:, -1, 2]
         assert sum(starts[2:] < ends[:-2]) == 6  # each comes in before the one two before it, in its slot, is through
+
+
+@pytest.mark.parallel([2])
+def test_the_next_picture_waits_for_the_last_unit_before_it(monkeypatch):
+    """It comes into the buffers of a frame that is not through, also where all that it waits for is there at once."""
+    look = Awaited.done
+
+    def at_once(awaited: Awaited) -> bool:
+        while not look(awaited):
+            pass
+        return True
+
+    monkeypatch.setattr(Awaited, "done", at_once)
+    model, picture = built("branches")
+    root, settings = COMM.rank == 0, Settings(in_flight=2, same_host="messages")
+    plan = mpiconv.make_plan(model, (1, *picture), "fused", COMM.size) if root else None
+    net = mpiconv.distribute(model if root else None, plan, COMM, settings)
+    images = torch.randn(9, 1, *picture, generator=torch.Generator().manual_seed(5)) if root else None
+    outputs = list(net.stream(images))
+    with torch.inference_mode():
+        wrong = [i for i in range(9) if (outputs[i] - model(images[i])).abs().max() > 1e-4] if root else []
+    assert not COMM.bcast(wrong)
 
 
 @pytest.mark.parallel(RANKS)

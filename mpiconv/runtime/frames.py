@@ -182,7 +182,7 @@ class Slot:
         awaited = Awaited()
         for source in step.exchanges:
             awaited += pending.pop(source) if source in pending else self.exchangers[source][0].start(maps[source])
-        if awaited and not awaited.done():
+        if awaited and (self._ahead or not awaited.done()):  # the frame before it in these buffers goes on first
             yield awaited
         for source in step.exchanges:
             for exchanger in self.exchangers[source]:
