@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from mpi4py import MPI
 
 from mpiconv.nets.graph import PICTURE, Unit
 from mpiconv.partition import Box, Exchange, Plan
@@ -16,12 +17,9 @@ from mpiconv.partition.receptive import unit_needs
 from mpiconv.runtime.exchange import Exchanger, Groups
 from mpiconv.runtime.parts import Around, Frame, Memory
 from mpiconv.runtime.shared import Host, SharedExchanger, SharedMaps
-from mpiconv.runtime.waiting import Awaited, Flags
+from mpiconv.runtime.waiting import Awaited, Flags, Gate
 from mpiconv.runtime.windows import margin
 from mpiconv.runtime.wire import Wire
-
-if TYPE_CHECKING:
-    from mpi4py import MPI
 
 Place = tuple[slice, ...] | None
 """Where an input lies in a map that the rank holds: None for all of it, an empty tuple for nothing."""
@@ -51,7 +49,7 @@ class Step:
     exchanges: tuple[int, ...]
     pieces: tuple[Piece, ...]
     early: tuple[AnyExchanger, ...]
-    room: tuple[Flags, ...]
+    room: tuple[Flags | Gate, ...]
     finished: tuple[int, ...]
     shared: tuple[SharedExchanger, ...]
 
@@ -102,11 +100,17 @@ class Slot:
             self.exchangers[source] = tuple(found)
         self._turning = isinstance(self.exchangers.get(PICTURE, (None,))[0], SharedExchanger)
         self._unread: tuple[SharedExchanger, ...] = ()
+        self._gate = Gate()
+        self._buffers = {
+            e.buffer.data_ptr() for found in self.exchangers.values() for e in found if e.buffer is not None
+        }
         self.steps = [self._step(u, cuts, found) for u, found in enumerate(computes)]
         last = self.steps[-1]
         sent = isinstance(self.exchangers.get(PICTURE, (None,))[0], Exchanger)
         alone = not last.shared and not last.early and PICTURE not in plan.graph.units[-1].inputs
         self._ahead = ahead and sent and alone
+        holds = PICTURE in self.exchangers and all(e.holds for e in self.exchangers[PICTURE])
+        self._leaves = self._ahead and holds and MPI.Query_thread() == MPI.THREAD_MULTIPLE  # moves while it computes
 
     def _step(self, index: int, cuts: Sequence[Pieces], computes: Sequence[Compute | None]) -> Step:
         plan, rank = self.plan, self.comm.rank
@@ -115,12 +119,15 @@ class Slot:
         pieces = tuple(Piece(self._inputs(unit, box), compute) for box, compute in zip(boxes, computes, strict=True))
         early = self.exchangers[index] if len(boxes) > 1 else ()
         incoming = plan.incoming(index)
-        starting = [self.exchangers[i][0] for i in incoming if len(self.exchangers[i]) == 1]
-        room = tuple(e.room for e in (*starting, *early) if isinstance(e, SharedExchanger) and e.room.places)
+        written = {i: self.exchangers[i] for i in incoming if len(self.exchangers[i]) == 1} | {index: early}
+        into = [e for found in written.values() for e in found]
+        room: list[Flags | Gate] = [e.room for e in into if isinstance(e, SharedExchanger) and e.room.places]
+        if any(written.get(i) for i in plan.graph.units[-1].inputs):
+            room.append(self._gate)
         finished = tuple(i for i in dict.fromkeys(unit.inputs) if plan.graph.consumers(i)[-1] == index)
         read = [e for i in finished for e in self.exchangers.get(i, ()) if isinstance(e, SharedExchanger)]
         exchanges = tuple(i for i in incoming if not all(e.idle for e in self.exchangers[i]))
-        return Step(exchanges, pieces, early, room, finished, tuple(read))
+        return Step(exchanges, pieces, early, tuple(room), finished, tuple(read))
 
     def _inputs(self, unit: Unit, box: Box) -> tuple[tuple[int, Place], ...]:
         found: list[tuple[int, Place]] = []
@@ -136,7 +143,8 @@ class Slot:
     def run(self, images: torch.Tensor | None) -> Generator[Awaited, None, tuple[Any, list[float]]]:
         """One frame: yields what it has to wait for whenever it has to; returns output and stamps.
 
-        With ``ahead`` it also yields before its last unit: the next frame may start its exchange of the picture then.
+        With ``ahead`` it also yields before its last unit: the next frame may come in then, and go on up to where it
+        would write over what this unit reads. What the root sends of the picture travels while it computes.
         The output is the head's on the root, None elsewhere. Stamped are the start of the frame and, of every unit, the
         ends of its exchange and of its computing, which is where the next one starts.
         """
@@ -153,7 +161,7 @@ class Slot:
                 yield from self._exchanged(step, maps, pending)
             stamps.append(perf_counter())
             if self._ahead and index == len(self.steps) - 1:
-                yield Awaited(last=True)
+                yield from self._before_last(maps, pending)
             if step.early:
                 pending[index] = Awaited()
             for number, piece in enumerate(step.pieces):
@@ -169,24 +177,47 @@ class Slot:
                 for read in step.shared:
                     read.release()
             stamps.append(perf_counter())
+        self._gate.open = True
         self._unread = self.steps[-1].shared  # the output may still lie there
         return output, stamps
 
     def _exchanged(
         self, step: Step, maps: dict[int, torch.Tensor | None], pending: dict[int, Awaited]
     ) -> Generator[Awaited, None, None]:
-        """The exchanges before a step: those not under way yet are started, all are awaited."""
+        """The exchanges before a step: started if not under way yet, and awaited as far as something comes in."""
         taken = [flags for flags in step.room if not flags.reached()]
         if taken:
             yield Awaited([], taken)
         awaited = Awaited()
         for source in step.exchanges:
-            awaited += pending.pop(source) if source in pending else self.exchangers[source][0].start(maps[source])
-        if awaited and (self._ahead or not awaited.done()):  # the frame before it in these buffers goes on first
+            found = pending.pop(source) if source in pending else self.exchangers[source][0].start(maps[source])
+            if source == PICTURE and self._leaves:
+                pending[source] = found
+            else:
+                awaited += found
+        if awaited and not awaited.done():
             yield awaited
         for source in step.exchanges:
             for exchanger in self.exchangers[source]:
                 maps[source] = exchanger.finish()
+
+    def _before_last(
+        self, maps: dict[int, torch.Tensor | None], pending: dict[int, Awaited]
+    ) -> Generator[Awaited, None, None]:
+        """The picture has been sent, nothing but what the gate guards is read from now on: the next frame may come in.
+
+        A map that is a view of another one, in the buffer of that one's exchange, is copied.
+        """
+        for source in self.plan.graph.units[-1].inputs:
+            tensor, found = maps[source], self.exchangers.get(source, ())
+            guarded = {e.buffer.data_ptr() for e in found if e.buffer is not None}
+            if tensor is not None and tensor.untyped_storage().data_ptr() in self._buffers - guarded:
+                maps[source] = tensor.clone()
+        sent = pending.pop(PICTURE, Awaited())
+        if not sent.done():
+            yield sent
+        self._gate.open = False
+        yield Awaited(last=True)
 
 
 def _apart(output: torch.Tensor | None, shared: Sequence[SharedExchanger]) -> torch.Tensor | None:

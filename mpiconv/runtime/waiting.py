@@ -28,15 +28,26 @@ class Flags:
         return True
 
 
+class Gate:
+    """Shut while a frame's last unit has yet to read what the next frame in its buffers would write over."""
+
+    def __init__(self) -> None:
+        self.open = True
+
+    def reached(self) -> bool:
+        """Whether it is open, asked as ``Flags`` are."""
+        return self.open
+
+
 @dataclass
 class Awaited:
-    """What a frame has to wait for before it can go on: messages, and flags in shared memory.
+    """What a frame has to wait for before it can go on: messages, and flags in shared memory or of its slot.
 
     ``last`` says that this is nothing, and that nothing follows: what is left of the frame is its last unit.
     """
 
     requests: list[MPI.Request] = field(default_factory=list)
-    flags: list[Flags] = field(default_factory=list)
+    flags: list[Flags | Gate] = field(default_factory=list)
     last: bool = False
 
     def __bool__(self) -> bool:
