@@ -295,6 +295,7 @@ def test_the_next_picture_is_on_its_way_while_the_last_unit_computes():
     if root:
         starts, ends = stamps[:, 0, 0], stamps[:, -1, 2]
         assert sum(starts[2:] < ends[:-2]) == 6  # each comes in before the one two before it, in its slot, is through
+        assert sum(stamps[2:, 0, 2] < ends[:-2]) == 6  # and the root does not wait for it to arrive
 
 
 @pytest.mark.parallel([2])
