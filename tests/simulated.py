@@ -19,9 +19,9 @@ def at(box: Box, frame: Box) -> tuple[slice, ...]:
     return (slice(None), *box.within(frame))
 
 
-def local_units(model: nn.Module, traced: Traced, plan: Plan, unit_index: int) -> list[LocalUnit | WholeUnit | None]:
+def local_units(traced: Traced, plan: Plan, unit_index: int) -> list[LocalUnit | WholeUnit | None]:
     """What each rank computes of a unit, with its slices of the weights and nothing else."""
-    unit, state = plan.graph.units[unit_index], model.state_dict()
+    unit, state = plan.graph.units[unit_index], traced.tensors
     found: list[LocalUnit | WholeUnit | None] = []
     for box in plan.boxes[unit_index]:
         if not box:
@@ -41,7 +41,7 @@ def local_units(model: nn.Module, traced: Traced, plan: Plan, unit_index: int) -
 @torch.inference_mode()
 def run_split(model: nn.Module, plan: Plan, images: torch.Tensor, traced: Traced | None = None) -> object:
     """The network's output as the plan's ranks would compute it; what a rank was not sent is NaN."""
-    traced = traced or trace(model, plan.graph.input_shape, plan.graph.gather, plan.graph.head)
+    traced = traced or trace(model, plan.graph.input_shape, plan.graph.gather, plan.graph.head, batch=plan.batch)
     assert traced.graph.units == plan.graph.units
     picture = Box.whole(plan.graph.input_shape)
     owned = {PICTURE: [(picture, images)] + [(Box(), None)] * (plan.ranks - 1)}
@@ -63,7 +63,7 @@ def run_split(model: nn.Module, plan: Plan, images: torch.Tensor, traced: Traced
         if index == len(plan.boxes):
             break
         owned[index] = []
-        for rank, local in enumerate(local_units(model, traced, plan, index)):
+        for rank, local in enumerate(local_units(traced, plan, index)):
             box = plan.boxes[index][rank]
             inputs = []
             for source, need in zip(unit.inputs, unit_needs(unit, box), strict=True):
@@ -76,7 +76,7 @@ def run_split(model: nn.Module, plan: Plan, images: torch.Tensor, traced: Traced
     maps = [held[source][0][1] for source in head.inputs]
     before = head.layers[:-1]
     if before:
-        state = model.state_dict()
+        state = traced.tensors
         weights = [{param.role: rows_of(param, state[param.key]) for param in layer.params} for layer in before]
         maps = [LocalUnit(type(head)(head.name, before, head.inputs), Box.whole(before[-1].out_shape), weights)(*maps)]
     return traced.head(*maps)

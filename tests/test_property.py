@@ -48,7 +48,7 @@ def test_odd_layers(net, scheme, shares, gather, batch):
     try:
         with torch.inference_mode():
             wanted = model(images.clone())
-        traced = trace(model, picture, gather)
+        traced = trace(model, picture, gather, batch=batch)
     except (ModelError, RuntimeError, ValueError):
         assume(False)  # a kernel larger than the map, reflection by more than it has
     plan = make_plan(traced.graph, (batch, *picture), scheme, len(shares), shares)

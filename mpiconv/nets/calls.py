@@ -1,8 +1,12 @@
-"""Operations by one set of names, whether torch.fx or torch.export found them: modules, functions, methods, aten."""
+"""What a recorded operation is: its kind by torch's name, and its arguments by the operator's own signature."""
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import operator
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,56 +36,29 @@ ACTIVATIONS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
 ALONE = ("abs", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "square", "neg", "reciprocal", "sin", "cos", "erf")
 """Functions of one element."""
 
-IDENTITIES = (
-    nn.Identity,
-    nn.Dropout,
-    nn.Dropout1d,
-    nn.Dropout2d,
-    nn.Dropout3d,
-    nn.AlphaDropout,
-    nn.FeatureAlphaDropout,
-)
+ARITHMETIC = ("add", "sub", "mul", "div", "pow", "maximum", "minimum", "rsub", "rdiv", "rpow")
+"""Functions of two maps, or of a map and numbers."""
 
-STOCHASTIC_DEPTH = "torchvision.ops.stochastic_depth.stochastic_depth"
-PASSED_ON = (STOCHASTIC_DEPTH, "dropout", "dropout2d", "alpha_dropout", "feature_dropout", "detach", "identity")
-"""Operations that leave the map as it is in evaluation."""
+DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout")
+PASSED_ON = (*DROPOUTS, "feature_alpha_dropout", "detach", "data", "requires_grad_")
+"""Operations that leave the values of a map as they are in evaluation."""
+
+TO_TYPE = ("to", "float", "type", "type_as")
+"""What changes the type of a tensor's elements, if it is not that already."""
 
 MOVES = (
-    *(
-        "view",
-        "reshape",
-        "_unsafe_view",
-        "permute",
-        "transpose",
-        "swapaxes",
-        "movedim",
-        "flatten",
-        "unflatten",
-        "squeeze",
-    ),
-    *(
-        "unsqueeze",
-        "chunk",
-        "split",
-        "split_with_sizes",
-        "tensor_split",
-        "unbind",
-        "narrow",
-        "select",
-        "slice",
-        "getitem",
-    ),
-    *("index_select", "flip", "roll", "expand", "expand_as", "view_as", "reshape_as", "channel_shuffle", "size"),
-    *("sym_size", "dim", "numel", "contiguous", "clone"),
+    *("view", "reshape", "_unsafe_view", "permute", "transpose", "swapaxes", "movedim", "flatten", "unflatten"),
+    *("squeeze", "unsqueeze", "chunk", "split", "split_with_sizes", "tensor_split", "unbind", "narrow", "select"),
+    *("slice", "getitem", "index_select", "flip", "roll", "expand", "expand_as", "view_as", "reshape_as"),
+    *("channel_shuffle", "contiguous", "clone", "T", "mT", "__iter__"),
 )
-"""Operations that only move elements, or ask for sizes: what they do is seen by doing it to the elements' numbers."""
+"""Operations that only move elements: what they do is seen by doing it to the elements' numbers."""
 
 LAYERS = (
     *("conv2d", "conv_transpose2d", "linear", "batch_norm", "instance_norm", "group_norm", "layer_norm", "prelu"),
     *("local_response_norm", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean", "amax"),
     *("interpolate", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "pad", "pixel_shuffle"),
-    *("pixel_unshuffle", "softmax", "log_softmax", "cat", "add", "sub", "mul", "div", "pow", "maximum", "minimum"),
-    *("clamp", "rsub", "constant_pad_nd"),
+    *("pixel_unshuffle", "softmax", "log_softmax", "cat", "clamp", "constant_pad_nd", *ARITHMETIC),
 )
 ALIASES = {
     "concat": "cat",
@@ -98,47 +75,23 @@ ALIASES = {
     "upsample": "interpolate",
     "log_sigmoid": "logsigmoid",
     "native_channel_shuffle": "channel_shuffle",
+    "__radd__": "add",
+    "__rmul__": "mul",
+    "__rsub__": "rsub",
+    "__rdiv__": "rdiv",
+    "__rtruediv__": "rdiv",
+    "__rpow__": "rpow",
+    "__pow__": "pow",
+    "__getitem__": "getitem",
+    "__setitem__": "setitem",
 }
-KNOWN = {*ACTIVATIONS, *ALONE, *PASSED_ON, *MOVES, *LAYERS}
 CONVOLUTIONS = ("conv2d", "conv_transpose2d")
 """What is worth splitting: it decides whether the root hands a map on or keeps all that follows as the head."""
 
-_MODULES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
-    **{module: (kind, names) for kind, (module, names) in ACTIVATIONS.items()},
-    nn.Conv2d: ("conv2d", ("weight", "bias", "stride", "padding", "dilation", "groups", "padding_mode")),
-    nn.ConvTranspose2d: (
-        "conv_transpose2d",
-        ("weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
-    ),
-    nn.Linear: ("linear", ("weight", "bias")),
-    nn.BatchNorm2d: ("batch_norm", ("running_mean", "running_var", "weight", "bias", "eps")),
-    nn.InstanceNorm2d: ("instance_norm", ("running_mean", "running_var", "weight", "bias", "eps")),
-    nn.GroupNorm: ("group_norm", ("num_groups", "weight", "bias", "eps")),
-    nn.LayerNorm: ("layer_norm", ("normalized_shape", "weight", "bias", "eps")),
-    nn.PReLU: ("prelu", ("weight",)),
-    nn.LocalResponseNorm: ("local_response_norm", ("size", "alpha", "beta", "k")),
-    nn.MaxPool2d: ("max_pool2d", ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")),
-    nn.AvgPool2d: (
-        "avg_pool2d",
-        ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
-    ),
-    nn.AdaptiveAvgPool2d: ("adaptive_avg_pool2d", ("output_size",)),
-    nn.AdaptiveMaxPool2d: ("adaptive_max_pool2d", ("output_size", "return_indices")),
-    nn.PixelShuffle: ("pixel_shuffle", ("upscale_factor",)),
-    nn.PixelUnshuffle: ("pixel_unshuffle", ("downscale_factor",)),
-    nn.Softmax: ("softmax", ("dim",)),
-    nn.LogSoftmax: ("log_softmax", ("dim",)),
-    nn.Flatten: ("flatten", ("start_dim", "end_dim")),
-    nn.Unflatten: ("unflatten", ("dim", "unflattened_size")),
-    nn.ChannelShuffle: ("channel_shuffle", ("groups",)),
-}
-_UPSAMPLES = (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
-_PADS = {
-    "Constant": (nn.ConstantPad2d, nn.ZeroPad2d),
-    "reflect": (nn.ReflectionPad2d,),
-    "replicate": (nn.ReplicationPad2d,),
-    "circular": (nn.CircularPad2d,),
-}
+IRRELEVANT = ("inplace", "cudnn_enabled", "cudnn_enable", "_stacklevel", "momentum")
+"""Arguments that do not change what is computed in evaluation; whether one writes in place is recorded anyway."""
+
+REQUIRED = inspect.Parameter.empty
 
 
 class CannotSplitError(Exception):
@@ -146,98 +99,192 @@ class CannotSplitError(Exception):
 
 
 class Tensor:
-    """A parameter or buffer of the model that an operation reads: its key in the state_dict and its shape."""
+    """A constant that an operation reads - a parameter, a buffer, or one that forward makes: key, shape, dtype."""
 
-    def __init__(self, key: str, shape: tuple[int, ...]) -> None:
-        self.key, self.shape = key, shape
-
-
-def _room(room: Any) -> dict[Any, str]:
-    names = {*KNOWN, *ALIASES}
-    found = {getattr(room, name): name for name in names if callable(getattr(room, name, None))}
-    inplace = {getattr(room, f"{name}_"): name for name in names if callable(getattr(room, f"{name}_", None))}
-    return found | inplace
+    def __init__(self, key: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
+        self.key, self.shape, self.dtype = key, shape, dtype
 
 
-FUNCTIONS: dict[Any, str] = {**_room(torch), **_room(F)}
-FUNCTIONS |= {getattr(operator, name): name for name in ("add", "sub", "mul", "truediv", "pow", "neg", "getitem")}
-FUNCTIONS |= {getattr(operator, f"i{name}"): name for name in ("add", "sub", "mul", "truediv", "pow")}
-
-
-def kind_of(module: nn.Module, node: fx.Node) -> str:
-    """What a node does, by torch's name for the function; the name of the module or function where it is unknown."""
-    if node.op == "call_module":
-        sub = module.get_submodule(str(node.target))
-        if isinstance(sub, IDENTITIES):
-            return "identity"
-        if type(sub) in _MODULES:
-            return _MODULES[type(sub)][0]
-        if isinstance(sub, _UPSAMPLES):
-            return "interpolate"
-        if any(isinstance(sub, kinds) for kinds in _PADS.values()):
-            return "pad"
-        if isinstance(sub, nn.Softmax2d):
-            return "softmax"
-        return type(sub).__name__
-    if node.op == "call_method":
-        name = str(node.target).removesuffix("_")
-    elif isinstance(node.target, torch._ops.OpOverload):  # noqa: SLF001 - it has no public name
-        name = node.target._schema.name.partition("::")[2].removesuffix("_")  # noqa: SLF001
-    elif node.target in FUNCTIONS:
-        name = FUNCTIONS[node.target]
-    else:
-        return f"{getattr(node.target, '__module__', '')}.{getattr(node.target, '__name__', node.target)}"
+def name_of(target: Any) -> str:
+    """A function's or method's name by the one name that torch has for it, without the underscore of in-place forms."""
+    if isinstance(target, torch._ops.OpOverload):  # noqa: SLF001 - it has no public name
+        target = target._schema.name.partition("::")[2]  # noqa: SLF001
+    elif isinstance(target, torch._ops.OpOverloadPacket):  # noqa: SLF001
+        target = target._qualified_op_name.partition("::")[2]  # noqa: SLF001
+    name = target if isinstance(target, str) else str(getattr(target, "__name__", type(target).__name__))
+    if name == "__get__":  # a property of a tensor
+        name = str(target.__self__.__name__)
+    if not name.startswith("__"):
+        name = name.removesuffix("_") if name != "requires_grad_" else name
     return ALIASES.get(name, name)
 
 
-def is_inplace(module: nn.Module, node: fx.Node) -> bool:
-    """Whether the operation writes over its first argument."""
-    if node.op == "call_module":
-        sub = module.get_submodule(str(node.target))
-        return bool(getattr(sub, "inplace", False)) and not isinstance(sub, IDENTITIES)
-    if node.op not in ("call_function", "call_method"):
-        return False
-    if node.kwargs.get("inplace") is True or "out" in node.kwargs:
-        return True
-    if isinstance(node.target, torch._ops.OpOverload):  # noqa: SLF001
-        return node.target._schema.is_mutable  # noqa: SLF001
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if node.target in vars(operator).values():
-        return name in {"iadd", "isub", "imul", "itruediv", "ipow", "ifloordiv", "setitem"}
-    if kind_of(module, node) in ACTIVATIONS and node.op == "call_function" and node.args[1:]:
-        return node.args[-1] is True  # F.relu(x, True)
-    return name.endswith("_") and not name.endswith("__")
+@cache
+def property_of(name: str) -> Callable[[torch.Tensor], Any]:
+    """The function that reads a property of a tensor, such as ``T``."""
+
+    def read(tensor: torch.Tensor) -> Any:
+        return getattr(tensor, name)
+
+    read.__name__ = read.__qualname__ = name
+    return read
 
 
-def arguments_of(module: nn.Module, node: fx.Node) -> tuple[list[Any], dict[str, Any]]:
-    """A node's arguments, positional and by name as torch's function has them; tensors of a module as ``Tensor``."""
-    if node.op != "call_module":
-        kwargs = {k: v for k, v in node.kwargs.items() if k not in ("inplace", "training", "out")}
-        if not isinstance(node.target, torch._ops.OpOverload):  # noqa: SLF001
-            return list(node.args), kwargs
-        names = [argument.name for argument in node.target._schema.arguments]  # noqa: SLF001
-        given = dict(zip(names, node.args, strict=False)) | kwargs
-        unused = ("training", "train", "momentum", "cudnn_enabled", "cudnn_enable", "use_input_stats", "dtype")
-        first = given.pop(names[0])
-        return [first], {k: v for k, v in given.items() if k not in unused}
-    name = str(node.target)
-    sub = module.get_submodule(name)
-    if type(sub) in _MODULES:
-        named = {key: getattr(sub, key) for key in _MODULES[type(sub)][1]}
-    elif isinstance(sub, _UPSAMPLES):
-        named = {key: getattr(sub, key) for key in ("size", "scale_factor", "mode", "align_corners")}
-        named["recompute_scale_factor"] = sub.recompute_scale_factor
-    elif isinstance(sub, nn.Softmax2d):
-        named = {"dim": -3}
-    elif any(isinstance(sub, kinds) for kinds in _PADS.values()):
-        mode = next(mode for mode, kinds in _PADS.items() if isinstance(sub, kinds))
-        named = {"pad": sub.padding, "mode": mode.lower(), "value": getattr(sub, "value", 0)}
+def called(func: Callable[..., Any]) -> tuple[Any, bool]:
+    """What a graph calls for a function that torch reports: the function itself, or a method's name and True."""
+    name = str(getattr(func, "__name__", ""))
+    if name == "__get__":
+        return property_of(str(func.__self__.__name__)), False  # type: ignore[attr-defined]
+    return (name, True) if getattr(torch.Tensor, name, None) is func else (func, False)
+
+
+@cache
+def kind_of_target(target: Any) -> str:
+    """What a function, or the method of this name, does: see ``kind_of``."""
+    aten = isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket) and str(target).startswith("aten.")  # noqa: SLF001
+    name = getattr(target, "__name__", "")
+    own = any(getattr(room, name, None) is target for room in (F, torch, torch._C._nn))  # noqa: SLF001
+    known = isinstance(target, str) or aten or own or target in (operator.getitem, property_of(name))
+    return name_of(target) if known else f"{getattr(target, '__module__', '')}.{name or target}"
+
+
+def kind_of(node: fx.Node) -> str:
+    """What a recorded operation does, by torch's name for it; with its module before it where it is not torch's own."""
+    return kind_of_target(node.target)
+
+
+def writes(node: fx.Node) -> bool:
+    """Whether an operation writes over one of its arguments."""
+    return bool(node.meta.get("writes"))
+
+
+def bound(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], *, usual: bool = True) -> dict[str, Any]:
+    """All arguments of a call by name, those not given with their default.
+
+    The first is called ``input`` where torch says ``self``, ``other`` where an exponent is the second of two operands.
+
+    Parameters
+    ----------
+    target
+        The function, or the name of a method.
+    args, kwargs
+        What it was called with; tensors may be anything but numbers, texts and sequences.
+    usual
+        False leaves out what has its default, and arguments that change nothing in evaluation.
+
+    Raises
+    ------
+    CannotSplitError
+        The signature is not known, or these arguments do not fit it.
+    """
+    if isinstance(target, str) and target.startswith("__"):  # an operator of Python's
+        found, defaults = dict(zip(("input", "other"), args, strict=False)) | dict(kwargs), dict[str, Any]()
+    elif not isinstance(target, str) and inspect.isfunction(target):
+        found, defaults = _bound_by_python(target, args, kwargs)
     else:
-        named = {}
-    own = sub.state_dict(keep_vars=True)
-    for key, value in named.items():
-        if isinstance(value, torch.Tensor):
-            if key not in own:
-                raise CannotSplitError(f"{type(sub).__name__} whose {key} is not in its state_dict")
-            named[key] = Tensor(f"{name}.{key}", tuple(value.shape))
-    return list(node.args), {**named, **node.kwargs}
+        found, defaults = _bound_by_schema(target, args, kwargs)
+    if not usual:
+        found = {
+            name: value
+            for name, value in found.items()
+            if name not in IRRELEVANT and not (name in defaults and _is_default(value, defaults[name]))
+        }
+    return {{"self": "input", "exponent": "other"}.get(name, name): value for name, value in found.items()}
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    return value is default or (
+        type(value) is type(default) and isinstance(value, int | float | str | list) and value == default
+    )
+
+
+Bound = tuple[dict[str, Any], dict[str, Any]]
+"""Arguments by name, and the defaults of those that have one."""
+
+
+def _bound_by_python(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Bound:
+    choice: Any = torch._jit_internal.boolean_dispatched.get(target)  # noqa: SLF001 - one function by a flag's value
+    if choice is not None:
+        at, name = choice["index"], choice["arg_name"]
+        flag = kwargs.get(name, args[at] if len(args) > at else choice["default"])
+        target = choice["if_true" if flag else "if_false"]
+    try:
+        signature = inspect.signature(target)
+        found = signature.bind(*args, **kwargs)
+    except (TypeError, ValueError) as error:
+        raise CannotSplitError(f"{target.__name__} called in an unknown way: {error}") from None
+    found.apply_defaults()
+    defaults = {name: p.default for name, p in signature.parameters.items() if p.default is not REQUIRED}
+    return dict(found.arguments), defaults
+
+
+def _bound_by_schema(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Bound:
+    forms = [args]
+    if len(args) > 2 and all(type(value) is int for value in args[1:]):
+        forms.append([args[0], list(args[1:])])  # x.permute(0, 2, 3, 1)
+    for form, schema in itertools.product(forms, _schemas(target)):
+        found = _fitted(schema, form, kwargs)
+        if found is not None:
+            return found, {name: default for name, _, default, _ in schema if default is not REQUIRED}
+    raise CannotSplitError(f"{name_of(target)} called in an unknown way")
+
+
+Schema = tuple[tuple[str, str, Any, bool], ...]
+"""Of every argument its name, type, default and whether it is given by name only."""
+
+
+@cache
+def _schemas(target: Any) -> tuple[Schema, ...]:
+    """The signatures that torch's operator of this name has, those with ``out`` last."""
+    if isinstance(target, torch._ops.OpOverload):  # noqa: SLF001
+        schemas = [target._schema]  # noqa: SLF001
+    else:
+        raw = target if isinstance(target, str) else str(getattr(target, "__name__", ""))
+        found = (torch._C._jit_get_schemas_for_operator(f"aten::{name}") for name in (raw, name_of(target)))  # noqa: SLF001
+        schemas = next((each for each in found if each), [])
+    made = [
+        tuple(
+            (a.name, str(a.type), a.default_value if a.has_default_value() else REQUIRED, a.kwarg_only)
+            for a in s.arguments
+        )
+        for s in schemas
+    ]
+    return tuple(sorted(made, key=lambda schema: any(name == "out" for name, *_ in schema)))
+
+
+def _fitted(schema: Schema, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The arguments by name, None where they do not fit the signature."""
+    places = [name for name, _, _, by_name in schema if not by_name]
+    kinds = {name: kind for name, kind, _, _ in schema}
+    if len(args) > len(places):
+        return None
+    given = {**dict(zip(places, args, strict=False)), **kwargs}
+    if "input" in given and "self" in kinds:
+        given["self"] = given.pop("input")
+    if len(given) != len(args) + len(kwargs) or not set(given) <= set(kinds):
+        return None
+    found = {name: given.get(name, default) for name, _, default, _ in schema}
+    fits = all(
+        value is not REQUIRED and (name not in given or _is_a(kinds[name], value)) for name, value in found.items()
+    )
+    return found if fits else None
+
+
+def _is_a(kind: str, value: Any) -> bool:
+    """Whether a value can be an argument of a type of torch's schemas, as far as that tells signatures apart."""
+    if kind.startswith("Optional["):
+        return value is None or _is_a(kind[9:-1], value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind in ("number", "float"):
+        return number
+    if kind == "List[int]":
+        return (number and isinstance(value, int)) or (
+            isinstance(value, list | tuple) and all(isinstance(v, int) for v in value)
+        )
+    if kind.startswith("List["):
+        return isinstance(value, list | tuple)
+    if kind in ("int", "bool", "str"):
+        return isinstance(value, {"int": int, "bool": bool, "str": str}[kind]) and (
+            kind == "bool" or not isinstance(value, bool)
+        )
+    return not (kind == "Tensor" and (value is None or isinstance(value, int | float | str | list | tuple)))

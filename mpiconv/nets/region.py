@@ -9,20 +9,18 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from mpiconv.nets.calls import ACTIVATIONS, PASSED_ON, is_inplace, kind_of
+from mpiconv.nets.calls import ACTIVATIONS, PASSED_ON, kind_of, writes
 from mpiconv.nets.graph import Layer, Param, Shape
 from mpiconv.nets.layers import Map
-from mpiconv.nets.tracers import Captured, packed_output, quiet
+from mpiconv.nets.recorder import PREFIX
+from mpiconv.nets.tracers import Captured, quiet
 
 CHEAP = {*ACTIVATIONS, *PASSED_ON, "clone", "flatten", "softmax", "log_softmax"}
 """Without FLOPs, and nothing that would let a fully connected layer run several times a picture."""
 
-PROBED = 2
-"""Pictures in the batch that a region's output shape is found with; one would hide what mixes them."""
-
 
 class Packed(nn.Module):
-    """A module traced by torch.export, with its outputs packed as the model returns them."""
+    """Operations that end in the model's output, packed as the model returns it."""
 
     def __init__(self, module: fx.GraphModule, captured: Captured) -> None:
         super().__init__()
@@ -30,7 +28,7 @@ class Packed(nn.Module):
 
     def forward(self, *maps: torch.Tensor) -> Any:
         """Maps (N, C, H, W) to the model's output."""
-        return packed_output(self.captured, self.flat(*maps))
+        return self.captured.packed(self.flat(*maps))
 
 
 @dataclass(frozen=True)
@@ -41,17 +39,18 @@ class Region:
     flat: fx.GraphModule
     sources: tuple[int, ...]
 
-    def layer(self, name: str, kind: str, shapes: tuple[Shape, ...], out: Shape, flops: int | None = None) -> Layer:
-        """It as one opaque layer that reads maps of these shapes; ``flops`` for one picture, counted if not given."""
+    def layer(self, name: str, kind: str, shapes: tuple[Shape, ...], out: Shape, batch: int) -> Layer:
+        """It as one opaque layer that reads maps of these shapes, ``batch`` of them at a time."""
         tensors = [*self.flat.named_parameters(), *self.flat.named_buffers()]
-        params = tuple(Param(kind, key, tuple(tensor.shape)) for key, tensor in tensors if tensor.is_floating_point())
-        if flops is None:
-            kinds = {kind_of(self.flat, node) for node in self.flat.graph.nodes if node.op.startswith("call")}
-            flops = self._linear_flops() if kinds <= {*CHEAP, "linear"} else self.probed(shapes)[1]
+        params = tuple(
+            Param(kind, key, tuple(tensor.shape)) for key, tensor in tensors if tensor.dtype == torch.float32
+        )
+        kinds = {kind_of(node) for node in self.flat.graph.nodes if node.op.startswith("call")}
+        flops = self._linear_flops(batch) if kinds <= {*CHEAP, "linear"} else self._counted_flops(shapes, batch)
         return Layer(name, kind, shapes, out, params=params, options={"flops": flops})
 
-    def probed(self, shapes: Sequence[Shape]) -> tuple[Any, int]:
-        """What it returns for maps of these shapes, without computing it, and its FLOPs for one picture."""
+    def _counted_flops(self, shapes: Sequence[Shape], batch: int) -> int:
+        """FLOPs for one picture, counted by torch without computing anything."""
         from torch._subclasses.fake_tensor import (
             FakeTensorMode,
         )  # a second of imports that most networks can do without
@@ -60,16 +59,16 @@ class Region:
         counter = FlopCounterMode(display=False)
         try:
             with quiet(), FakeTensorMode(allow_non_fake_inputs=True), counter, torch.inference_mode():
-                output = self.module(*(torch.empty(PROBED, *shape) for shape in shapes))
-        except Exception:  # what depends on data has no shape before it is run
-            return None, self._linear_flops()
-        return output, counter.get_total_flops() // PROBED
+                self.module(*(torch.empty(batch, *shape) for shape in shapes))
+        except Exception:  # what it needs is not known to torch without values
+            return self._linear_flops(batch)
+        return counter.get_total_flops() // batch
 
-    def _linear_flops(self) -> int:
-        """FLOPs of the fully connected layers, each run once a picture."""
-        calls = [node for node in self.flat.graph.nodes if node.op == "call_module"]
-        modules = [self.flat.get_submodule(str(node.target)) for node in calls]
-        return sum(2 * m.in_features * m.out_features for m in modules if isinstance(m, nn.Linear))
+    def _linear_flops(self, batch: int) -> int:
+        """FLOPs of the fully connected layers for one picture."""
+        calls = [node for node in self.flat.graph.nodes if node.op.startswith("call") and kind_of(node) == "linear"]
+        elements = [(node.meta["value"].numel(), node.args[1].meta["value"].shape[1]) for node in calls]
+        return sum(2 * int(made) * int(read) for made, read in elements) // batch
 
 
 def cut(captured: Captured, values: Mapping[fx.Node, Any], wanted: fx.Node, skip: fx.Node | None = None) -> Region:
@@ -89,30 +88,25 @@ def cut(captured: Captured, values: Mapping[fx.Node, Any], wanted: fx.Node, skip
         value = values.get(node)
         if node in members and isinstance(value, Map) and node is not skip and value.step not in arguments:
             arguments[value.step] = graph.placeholder(f"map_{len(arguments)}")
-    sources = dict(arguments)
-    if any(is_inplace(captured.module, node) for node in members):
-        sources = {step: graph.call_method("clone", (argument,)) for step, argument in arguments.items()}
+    overwrites = any(writes(node) for node in members)
+    method = "clone" if overwrites else "contiguous"  # the module's code may count on the order of memory
+    order: dict[str, Any] = {"memory_format": torch.contiguous_format}
+    sources = {step: graph.call_method(method, (argument,), order) for step, argument in arguments.items()}
     for node in captured.nodes:
         value = values.get(node)
         if node not in members:
             continue
         if isinstance(value, Map) and node is not skip:
             copies[node] = _ordered(graph, sources[value.step], value.order)
-        elif node.op != "placeholder":
-            copies[node] = graph.node_copy(node, lambda n: copies[n])
-        else:
-            copies[node] = graph.create_node("call_function", _nothing, ())
+            continue
+        copies[node] = graph.node_copy(node, lambda n: copies[n])
+        if overwrites and node.op == "get_attr" and str(node.target).startswith(PREFIX):
+            copies[node] = graph.call_method("clone", (copies[node],))  # made anew at every call of the model
     if wanted.op != "output":
         graph.output(copies[wanted])
-    flat = fx.GraphModule(captured.module, graph)
-    flat.eval()
-    packs = wanted.op == "output" and captured.packed is not None
-    return Region(Packed(flat, captured).eval() if packs else flat, flat, tuple(arguments))
-
-
-def _nothing() -> None:
-    """What stands for an optional input of the model."""
-    return
+    tensors = {str(node.target): captured.tensors[str(node.target)] for node in members if node.op == "get_attr"}
+    flat = fx.GraphModule(dict(sorted(tensors.items())), graph).eval()
+    return Region(Packed(flat, captured).eval() if wanted.op == "output" else flat, flat, tuple(arguments))
 
 
 def _ordered(graph: fx.Graph, node: fx.Node, order: str) -> fx.Node:
@@ -122,14 +116,11 @@ def _ordered(graph: fx.Graph, node: fx.Node, order: str) -> fx.Node:
     return graph.call_method("flatten", (node, 1)) if order == "nc" else node
 
 
-def whole_layer(name: str, region: Region, shapes: Sequence[Shape]) -> Layer | None:
-    """The region as one layer that makes a map, None where what it makes is none."""
-    if not region.sources:
+def whole_layer(name: str, region: Region, shapes: Sequence[Shape], made: Any, batch: int) -> Layer | None:
+    """The region as one layer that makes a map, None where what it makes, without values ``made``, is none."""
+    if not region.sources or not isinstance(made, torch.Tensor) or made.dim() != 4 or made.dtype != torch.float32:
         return None
-    output, flops = region.probed(shapes)
-    if not isinstance(output, torch.Tensor) or output.dim() != 4 or output.shape[0] != PROBED:
+    pictures, channels, rows, columns = (int(length) for length in made.shape)
+    if pictures != batch:
         return None
-    if output.dtype != torch.float32:
-        return None
-    channels, rows, columns = (int(length) for length in output.shape[1:])
-    return region.layer(name, "whole", tuple(shapes), (channels, rows, columns), flops)
+    return region.layer(name, "whole", tuple(shapes), (channels, rows, columns), batch)

@@ -22,15 +22,16 @@ def picked(rows: Sequence[int]) -> Table | None:
 def interpolated(length: int, settings: dict[str, Any]) -> Table:
     """The table of one axis of ``F.interpolate``, found by interpolating the unit vectors.
 
-    ``settings`` are its arguments with ``size`` and ``scale_factor`` of this axis alone.
+    ``settings`` are its arguments with ``size`` and ``scale_factor`` of this axis alone. The vectors are the columns of
+    one map: of a map with a single column torch may compute an antialiased interpolation wrongly.
     """
     size, factor = settings["size"], settings["scale_factor"]
     along = {
         **settings,
-        "size": None if size is None else (size, 1),
+        "size": None if size is None else (size, length),
         "scale_factor": None if factor is None else (factor, 1.0),
     }
-    matrix = F.interpolate(torch.eye(length).view(1, length, length, 1), **along)[0, :, :, 0].T
+    matrix = F.interpolate(torch.eye(length)[None, None], **along)[0, 0]
     index, weight = [], []
     for row in matrix:
         taps = row.nonzero().flatten().tolist() or [0]
@@ -44,24 +45,26 @@ def interpolated(length: int, settings: dict[str, Any]) -> Table:
     return {"index": index, "weight": weight}
 
 
-def numbered(shape: Shape, batch: int = 2) -> torch.Tensor:
+def numbered(shape: Shape, batch: int) -> torch.Tensor:
     """A map (N, C, H, W) whose elements are their own numbers: what is done to it shows where each element goes."""
     return torch.arange(batch * shape[0] * shape[1] * shape[2]).view(batch, *shape)
 
 
-def selection(moved: torch.Tensor, shape: Shape) -> tuple[Table | None, Table | None, Table | None] | None:
+def selection(moved: torch.Tensor, shape: Shape, batch: int) -> tuple[Table | None, Table | None, Table | None] | None:
     """How a moved ``numbered(shape)`` picks channels, rows and columns; None per axis that is as it was.
 
-    None altogether, where it is no map made of whole channels, rows and columns of the one of that shape.
+    None altogether, where it is no map made of whole channels, rows and columns of the one of that shape, for each of
+    ``batch`` pictures.
     """
     channels, rows, columns = shape
-    if moved.dim() != 4 or moved.shape[0] != 2 or not moved.numel() or moved.is_floating_point():
+    if moved.dim() != 4 or moved.shape[0] != batch or not moved.numel() or moved.is_floating_point():
         return None
     first = moved[0]
     picks = (first[:, 0, 0] // (rows * columns), first[0, :, 0] // columns % rows, first[0, 0] % columns)
     c, r, w = picks
     same = (c[:, None, None] * rows + r[None, :, None]) * columns + w == first
-    if not same.all() or not torch.equal(first + channels * rows * columns, moved[1]):
+    pictures = torch.arange(batch).view(-1, 1, 1, 1) * (channels * rows * columns)
+    if not same.all() or not torch.equal(first + pictures, moved):
         return None
     tables = [
         None if torch.equal(pick, torch.arange(length)) else picked(pick.tolist())

@@ -11,14 +11,14 @@ from torch import fx, nn
 
 from mpiconv.errors import UsageError
 from mpiconv.nets.calls import (
-    ALIASES,
     CONVOLUTIONS,
+    DROPOUTS,
     MOVES,
     PASSED_ON,
-    STOCHASTIC_DEPTH,
+    TO_TYPE,
     CannotSplitError,
     Tensor,
-    arguments_of,
+    bound,
     kind_of,
 )
 from mpiconv.nets.graph import HEADS, MOVERS, PICTURE, Graph, Layer, Shape, Unit
@@ -26,29 +26,36 @@ from mpiconv.nets.layers import FULLY_CONNECTED, Map, build, resample
 from mpiconv.nets.region import Region, cut, whole_layer
 from mpiconv.nets.registry import info_of
 from mpiconv.nets.resample import numbered, selection
-from mpiconv.nets.tracers import Captured, capture
+from mpiconv.nets.tracers import Captured, captured_once
 
 GATHERS = ("conv", "pool")
 
 
 @dataclass(frozen=True)
 class Traced:
-    """A network as a graph, and the torch modules of the units that only the root runs, by the unit's number."""
+    """A network as a graph, with what it takes to run it.
+
+    Attributes
+    ----------
+    graph
+        Its units.
+    modules
+        The torch modules of the units that only the root runs, by the unit's number.
+    tensors
+        The weights and other constants that the layers name, by their key.
+    tracer
+        How the operations were found: ``run`` or ``export``.
+    """
 
     graph: Graph
     modules: dict[int, nn.Module]
+    tensors: dict[str, torch.Tensor]
+    tracer: str = "run"
 
     @property
     def head(self) -> nn.Module:
         """The module of the last unit."""
         return self.modules[len(self.graph.units) - 1]
-
-
-@dataclass(frozen=True)
-class Known:
-    """A number, or several, that depends on shapes alone."""
-
-    value: Any
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,7 @@ class _Walk:
     """What is known while walking along the operations; a node without a value can only be run by the root."""
 
     captured: Captured
+    batch: int
     picture: Shape
     head: str
     steps: list[_Step] = field(default_factory=list)
@@ -88,7 +96,15 @@ class _Walk:
         return self.picture if step == PICTURE else self.steps[step].layer.out_shape
 
 
-def trace(model: nn.Module, picture: Sequence[int], gather: str = "pool", head: str = "root") -> Traced:
+def trace(
+    model: nn.Module,
+    picture: Sequence[int],
+    gather: str = "pool",
+    head: str = "root",
+    *,
+    batch: int = 1,
+    tracer: str = "run",
+) -> Traced:
     """Turn a module into a graph of units; it is put into evaluation mode.
 
     What boxes cannot describe is computed by the root: as the head, where no convolution follows, else as a unit of
@@ -105,13 +121,18 @@ def trace(model: nn.Module, picture: Sequence[int], gather: str = "pool", head: 
     head
         ``root``: fully connected layers are the root's; ``split``: each that reads a flattened map, or the features of
         another, is a unit of the body.
+    batch
+        N, the number of pictures that travel together: a module may compute with it.
+    tracer
+        ``run``: the operations are noted while the module runs without values; ``export``: those that torch.export
+        finds.
 
     Raises
     ------
     UsageError
         Another ``gather`` or ``head``.
     ModelError
-        Control flow that depends on data; the line is named.
+        What is computed depends on the pictures' content; the line is named.
     """
     if gather not in GATHERS:
         raise UsageError(f"unknown gather {gather!r}: choose from {', '.join(GATHERS)}")
@@ -119,30 +140,30 @@ def trace(model: nn.Module, picture: Sequence[int], gather: str = "pool", head: 
         raise UsageError(f"unknown head {head!r}: choose from {', '.join(HEADS)}")
     channels, rows, columns = (int(length) for length in picture)
     name = info_of(model).name
-    captured = capture(model.eval(), (channels, rows, columns), name)
-    walk = _Walk(captured, (channels, rows, columns), head)
-    tensors = model.state_dict(keep_vars=True)
+    captured = captured_once(model.eval(), (batch, channels, rows, columns), name, tracer)
+    walk = _Walk(captured, batch, (channels, rows, columns), head)
     ahead = _before_a_convolution(captured)
     for node in captured.nodes:
-        if node.op == "placeholder" and Map(PICTURE, walk.picture) not in walk.values.values():
+        if node.op == "placeholder":
             walk.values[node] = Map(PICTURE, walk.picture)
-        elif node.op == "get_attr" and str(node.target) in tensors:
-            walk.values[node] = Tensor(str(node.target), tuple(tensors[str(node.target)].shape))
+        elif node.op == "get_attr":
+            tensor = captured.tensors[str(node.target)]
+            walk.values[node] = Tensor(str(node.target), tuple(tensor.shape), tensor.dtype)
         elif node.op.startswith("call"):
             _visit(walk, node, worth=node in ahead)
     output = next(node for node in captured.nodes if node.op == "output")
     rest = cut(captured, walk.values, output)
     steps, head_inputs = _live(walk.steps, rest.sources)
     shapes = [walk.shape(source) for source in rest.sources]
-    units, modules = _units(steps, rest, head_inputs, shapes, gather)
-    return Traced(Graph(name, walk.picture, units, gather, head), modules)
+    units, modules = _units(steps, rest, head_inputs, shapes, gather, batch)
+    return Traced(Graph(name, walk.picture, units, gather, head), modules, captured.tensors, captured.tracer)
 
 
 def _before_a_convolution(captured: Captured) -> set[fx.Node]:
     """The operations that are a convolution or have one behind them."""
     found: set[fx.Node] = set()
     for node in reversed(captured.nodes):
-        own = node.op.startswith("call") and kind_of(captured.module, node) in CONVOLUTIONS
+        own = node.op.startswith("call") and kind_of(node) in CONVOLUTIONS
         if own or any(user in found for user in node.users):
             found.add(node)
     return found
@@ -153,40 +174,57 @@ def _visit(walk: _Walk, node: fx.Node, *, worth: bool) -> None:
 
     ``worth`` says that a convolution follows, so that what the root alone can compute is handed on.
     """
-    kind = kind_of(walk.captured.module, node)
-    kind = ALIASES.get(kind, kind)
+    kind = kind_of(node)
     try:
         if worth:
             _hand_on(walk, node, kind)
-        args, kwargs = arguments_of(walk.captured.module, node)
-        if kind in PASSED_ON:
+        if kind in PASSED_ON or (kind in TO_TYPE and _is_float(node) and _is_float(node.args[0])):
             _refuse_noise(node, kind)
-            walk.values[node] = _value(walk, args[0])
-        elif kind in MOVES or kind == "builtins.getattr" or _only_numbers(walk, node):
+            walk.values[node] = _value(walk, node.args[0])
+        elif kind in MOVES:
             walk.values[node] = _moved(walk, node, kind)
         else:
-            name = _layer_name(node)
-            read = fx.node.map_arg((args, kwargs), lambda n: _operand(walk, n))
+            given = fx.node.map_arg(
+                bound(node.target, node.args, node.kwargs, usual=False), lambda n: _operand(walk, n)
+            )
             kind = FULLY_CONNECTED if kind == "linear" and walk.head == "split" else kind
-            walk.values[node] = build(kind, walk.add, name, *read)
+            steps = len(walk.steps)
+            made = build(kind, walk.add, _layer_name(node), given)
+            if not _is_float(node) or tuple(node.meta["value"].shape) != _tensor_shape(made, walk.batch):
+                del walk.steps[steps:]
+                raise CannotSplitError(f"{kind} that makes something else than a map")
+            walk.values[node] = made
     except CannotSplitError:
         pass
 
 
+def _is_float(node: Any) -> bool:
+    """Whether an operation makes one tensor of float32."""
+    made = node.meta["value"] if isinstance(node, fx.Node) else None
+    return isinstance(made, torch.Tensor) and made.dtype == torch.float32
+
+
+def _tensor_shape(made: Map, batch: int) -> tuple[int, ...]:
+    """The shape of the tensor that a map is."""
+    channels, rows, columns = made.shape
+    if made.order == "nc":
+        return batch, channels * rows * columns
+    return (batch, rows, columns, channels) if made.order == "nhwc" else (batch, channels, rows, columns)
+
+
 def _layer_name(node: fx.Node) -> str:
-    """The module's name; for a function that of the module whose weights it reads, or its own."""
-    if node.op == "call_module":
-        return str(node.target)
+    """The name of torch.nn's module that it is of; or of the module whose weights it reads; or its own."""
+    if node.meta["name"]:
+        return str(node.meta["name"])
     keys = [str(arg.target) for arg in node.all_input_nodes if arg.op == "get_attr" and "." in str(arg.target)]
     return keys[0].rpartition(".")[0] if keys else node.name
 
 
 def _refuse_noise(node: fx.Node, kind: str) -> None:
-    place = 3 if kind == STOCHASTIC_DEPTH else 2
-    trains = node.args[place] if len(node.args) > place else node.kwargs.get("training", node.kwargs.get("train", True))
-    random = "dropout" in kind or kind == STOCHASTIC_DEPTH
-    if random and node.op == "call_function" and trains is not False:
-        raise CannotSplitError("a dropout that is always on")
+    if kind in DROPOUTS:
+        given = bound(node.target, node.args, node.kwargs)
+        if given.get("training", given.get("train")) is not False:
+            raise CannotSplitError("a dropout that is always on")
 
 
 def _value(walk: _Walk, node: Any) -> Any:
@@ -196,55 +234,40 @@ def _value(walk: _Walk, node: Any) -> Any:
 
 
 def _operand(walk: _Walk, node: fx.Node) -> Any:
-    """What a builder gets for a node: a Map, a Tensor, or a number."""
+    """What a builder gets for a node: a Map or a Tensor."""
     value = _value(walk, node)
     if isinstance(value, Moved):
         value = walk.values[node] = _picked(walk, value, node.name)
-    return value.value if isinstance(value, Known) else value
+    return value
 
 
-def _only_numbers(walk: _Walk, node: fx.Node) -> bool:
-    """Whether it is arithmetic on sizes."""
-    sources = node.all_input_nodes
-    return bool(sources) and all(isinstance(walk.values.get(source), Known) for source in sources)
-
-
-def _moved(walk: _Walk, node: fx.Node, kind: str) -> Known | Moved | Map:
+def _moved(walk: _Walk, node: fx.Node, kind: str) -> Moved | Map:
     """What an operation that moves elements does, found by doing it to their numbers."""
     sources: list[Map] = []
 
     def numbers(source: fx.Node) -> Any:
         value = _value(walk, source)
-        if isinstance(value, Known):
-            return value.value
         if isinstance(value, Tensor):
-            raise CannotSplitError("moving the elements of a parameter")
+            raise CannotSplitError("moving the elements of a constant, or by one")
         sources.append(value if isinstance(value, Map) else value.source)
-        return _numbers(value) if isinstance(value, Map) else value.value
+        return _numbers(value, walk.batch) if isinstance(value, Map) else value.value
 
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), numbers)
-    asked = kind == "getattr" and args[1] not in ("shape", "ndim", "T", "mT")
-    if asked or (len({source.step for source in sources}) > 1 and kind not in ("expand_as", "view_as", "reshape_as")):
+    if len({source.step for source in sources}) > 1 and kind not in ("expand_as", "view_as", "reshape_as"):
         raise CannotSplitError(kind)
     try:
-        if node.op == "call_module":
-            result = walk.captured.module.get_submodule(str(node.target))(*args, **kwargs)
-        elif node.op == "call_method":
+        if node.op == "call_method":
             result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
         else:
             result = node.target(*args, **kwargs)  # type: ignore[operator]
     except Exception as error:  # whatever it is, it is no move that can be followed
         raise CannotSplitError(f"{kind}: {error}") from None
-    if isinstance(result, torch.Tensor):
-        moved = Moved(sources[0], result)
-        return _unchanged(moved, flat=walk.head == "split") or moved
-    if isinstance(result, tuple | list) and any(isinstance(part, torch.Tensor) for part in result):
-        return Moved(sources[0], result)
-    return Known(result)
+    moved = Moved(sources[0], result)
+    return (_unchanged(walk, moved) if isinstance(result, torch.Tensor) else None) or moved
 
 
-def _numbers(source: Map) -> torch.Tensor:
-    plain = numbered(source.shape)
+def _numbers(source: Map, batch: int) -> torch.Tensor:
+    plain = numbered(source.shape, batch)
     return {"nchw": plain, "nhwc": plain.permute(0, 2, 3, 1), "nc": plain.flatten(1)}[source.order]
 
 
@@ -255,12 +278,12 @@ _AS_MAP: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def _unchanged(moved: Moved, *, flat: bool) -> Map | None:
-    """The map itself, where nothing but the order of its axes has changed, or it was flattened and ``flat`` allows."""
-    if flat and torch.equal(moved.value, numbered(moved.source.shape).flatten(1)):
+def _unchanged(walk: _Walk, moved: Moved) -> Map | None:
+    """The map itself, where nothing but the order of its axes has changed, or it was flattened for a split head."""
+    if walk.head == "split" and torch.equal(moved.value, numbered(moved.source.shape, walk.batch).flatten(1)):
         return Map(moved.source.step, moved.source.shape, "nc")
     for order, back in _AS_MAP.items():
-        if selection(back(moved.value), moved.source.shape) == (None, None, None):
+        if selection(back(moved.value), moved.source.shape, walk.batch) == (None, None, None):
             return Map(moved.source.step, moved.source.shape, order)
     return None
 
@@ -269,7 +292,7 @@ def _picked(walk: _Walk, moved: Moved, name: str) -> Map:
     """The map made of some channels, rows and columns of another, as a step."""
     if isinstance(moved.value, torch.Tensor):
         for order, back in _AS_MAP.items():
-            tables = selection(back(moved.value), moved.source.shape)
+            tables = selection(back(moved.value), moved.source.shape, walk.batch)
             if tables is not None:
                 made = resample(walk.add, name, Map(moved.source.step, moved.source.shape), tables)
                 return Map(made.step, made.shape, order)
@@ -290,7 +313,8 @@ def _hand_on(walk: _Walk, node: fx.Node, kind: str) -> None:
                 pass
         if (value is None or (isinstance(value, Moved) and kind in CONVOLUTIONS)) and (kind in CONVOLUTIONS or has_map):
             region = cut(walk.captured, walk.values, source, skip=source)
-            layer = whole_layer(source.name, region, [walk.shape(step) for step in region.sources])
+            shapes = [walk.shape(step) for step in region.sources]
+            layer = whole_layer(source.name, region, shapes, source.meta["value"], walk.batch)
             if layer is not None:
                 walk.steps.append(_Step(layer, region.sources, region.module))
                 walk.values[source] = Map(len(walk.steps) - 1, layer.out_shape)
@@ -340,7 +364,12 @@ def _size(shape: Shape) -> int:
 
 
 def _units(
-    steps: list[_Step], head: Region, head_inputs: tuple[int, ...], shapes: Sequence[Shape], gather: str
+    steps: list[_Step],
+    head: Region,
+    head_inputs: tuple[int, ...],
+    shapes: Sequence[Shape],
+    gather: str,
+    batch: int,
 ) -> tuple[tuple[Unit, ...], dict[int, nn.Module]]:
     """Group the steps: a unit goes on as long as its output has one reader, and ends at ``gather``."""
     read = [source for step in steps for source in step.inputs] + list(head_inputs)
@@ -373,7 +402,7 @@ def _units(
     ]
     modules = {u: module for u, chain in enumerate(chains) if (module := steps[chain[-1]].module) is not None}
     modules[len(units)] = head.module
-    layer = head.layer("head", "head", (tail[-1].out_shape,) if tail else tuple(shapes), (1, 1, 1))
+    layer = head.layer("head", "head", (tail[-1].out_shape,) if tail else tuple(shapes), (1, 1, 1), batch)
     return (*units, Unit("head", (*tail, layer), tuple(ends[i] for i in head_inputs))), modules
 
 

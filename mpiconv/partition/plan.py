@@ -264,6 +264,8 @@ def make_plan(
     if ranks < 1:
         raise UsageError(f"{ranks} ranks: at least 1 is needed")
     batch, *picture = (int(length) for length in input_shape)
+    if batch < 1:
+        raise UsageError(f"a batch of {batch} pictures: at least 1 is needed")
     if isinstance(model, Graph):
         graph = model
         if list(graph.input_shape) != picture:
@@ -271,7 +273,7 @@ def make_plan(
     else:
         from mpiconv.nets.trace import trace
 
-        graph = trace(model, picture, gather, head).graph
+        graph = trace(model, picture, gather, head, batch=batch).graph
     parts = normalised([1.0] * ranks if shares is None else shares, ranks)
     boxes = boxes_of(scheme, graph, parts)
     schemes = tuple(ROOT_ALONE if unit.opaque else scheme_of(scheme, unit) for unit in graph.body)

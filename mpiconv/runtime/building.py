@@ -67,12 +67,11 @@ def distribute(
             raise UsageError("rank 0 has to pass the model and the plan")
         if plan.ranks != comm.size:
             raise UsageError(f"the plan is for {plan.ranks} ranks and {comm.size} are running")
-        traced = trace(model, plan.graph.input_shape, plan.graph.gather, plan.graph.head)
+        traced = trace(model, plan.graph.input_shape, plan.graph.gather, plan.graph.head, batch=plan.batch)
         if traced.graph.units != plan.graph.units:
             raise PlanError(f"the plan was made for another network than {traced.graph.model}: make a new one")
-        state = model.state_dict()
-        check_state(plan.graph, state)
-        return plan.to_dict(), traced.modules, state
+        check_state(plan.graph, traced.tensors)
+        return plan.to_dict(), traced.modules, traced.tensors
 
     checked = on_root(comm, check)
     data, modules, state = checked if checked is not None else (None, {}, {})

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from mpiconv.errors import ModelError
-from mpiconv.nets.calls import ACTIVATIONS, ALONE, CannotSplitError, Tensor
+from mpiconv.nets.calls import ACTIVATIONS, ALONE, ARITHMETIC, CannotSplitError, Tensor
 from mpiconv.nets.graph import Layer, Pair, Param, Shape
 
 
@@ -29,14 +30,14 @@ Add = Callable[..., Map]
 """``add(layer, *maps)`` notes a layer that reads these maps, and gives the map it makes."""
 
 BUILDERS: dict[str, Callable[..., Map]] = {}
-ELEMENTWISE = {*ACTIVATIONS, *ALONE, "add", "sub", "mul", "div", "pow", "maximum", "minimum", "clamp", "rsub"}
+ELEMENTWISE = {*ACTIVATIONS, *ALONE, *ARITHMETIC, "clamp"}
 FULLY_CONNECTED = "fully_connected"
 """A ``linear`` in a network whose head is split."""
 NHWC = {*ELEMENTWISE, "linear", FULLY_CONNECTED, "layer_norm"}
 
 
-def build(kind: str, add: Add, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Map:
-    """Note the layers of an operation and give the map that they make.
+def build(kind: str, add: Add, name: str, given: dict[str, Any]) -> Map:
+    """Note the layers of an operation, given its arguments by name, and give the map that they make.
 
     Raises
     ------
@@ -47,18 +48,17 @@ def build(kind: str, add: Add, name: str, args: Sequence[Any], kwargs: dict[str,
     """
     if kind not in BUILDERS:
         raise CannotSplitError(kind)
-    maps = [m for arg in args for m in (arg if isinstance(arg, list | tuple) else [arg]) if isinstance(m, Map)]
-    maps += [m for m in kwargs.values() if isinstance(m, Map)]
+    maps = [m for v in given.values() for m in (v if isinstance(v, list | tuple) else [v]) if isinstance(m, Map)]
     orders = {m.order for m in maps}
     allowed = {"nhwc": NHWC, "nc": {*ELEMENTWISE, FULLY_CONNECTED}}
     if not maps or len(orders) != 1 or any(kind not in allowed[o] for o in orders if o != "nchw"):
         raise CannotSplitError(kind)
     builder = BUILDERS[kind]
     try:
-        inspect.signature(builder).bind(add, name, *args, **kwargs)
+        inspect.signature(builder).bind(add, name, **given)
     except TypeError:
         raise CannotSplitError(f"{kind} called in an unknown way") from None
-    made, order = builder(add, name, *args, **kwargs), orders.pop()
+    made, order = builder(add, name, **given), orders.pop()
     return made if order == "nchw" else replace(made, order=order)
 
 
@@ -89,6 +89,8 @@ def tensor_of(value: Any) -> Tensor:
     """The value, which has to be a tensor of the model."""
     if not isinstance(value, Tensor):
         raise CannotSplitError("a layer whose weights are computed")
+    if value.dtype != torch.float32:
+        raise CannotSplitError(f"a layer whose weights are {value.dtype}")
     return value
 
 
@@ -139,14 +141,18 @@ def out_size_of(
     *,
     ceil_mode: bool = False,
 ) -> Pair:
-    """Rows and columns of the output, [KPM22] eq. (2), (3); with ``ceil_mode`` no window starts in the far padding."""
+    """Rows and columns of the output, [KPM22] eq. (2), (3).
+
+    With ``ceil_mode`` a last window may reach past the far padding, so that even a map smaller than it has one, but no
+    window starts there.
+    """
     size = []
     for length, k, s, (before, after), d in zip(shape[1:], kernel, stride, padding, dilation, strict=True):
-        steps = (length + before + after - d * (k - 1) - 1) / s
-        count = (math.ceil(steps) if ceil_mode else math.floor(steps)) + 1
+        room = length + before + after - d * (k - 1) - 1
+        count = (room + (s - 1 if ceil_mode else 0)) // s + 1
         if ceil_mode and (count - 1) * s >= length + before:
             count -= 1
-        if count < 1 or steps < 0:
+        if count < 1:
             raise ModelError(
                 f"layer {name}: its kernel does not fit on a map of shape {shape}; use a larger input size"
             )

@@ -30,7 +30,6 @@ def _batch_norm(
     weight: Any = None,
     bias: Any = None,
     training: bool = False,
-    momentum: Any = 0.1,  # noqa: ARG001
     eps: float = 1e-5,
 ) -> Map:
     source = need_map(input)
@@ -51,7 +50,6 @@ def _instance_norm(
     weight: Any = None,
     bias: Any = None,
     use_input_stats: bool = True,  # noqa: ARG001
-    momentum: Any = 0.1,  # noqa: ARG001
     eps: float = 1e-5,
 ) -> Map:
     if running_mean is not None or running_var is not None:
@@ -108,7 +106,7 @@ def _local_response_norm(
 
 
 def _softmax(*, log: bool) -> Callable[..., Map]:
-    def build_it(add: Add, name: str, input: Any, dim: Any = None, **unused: Any) -> Map:  # noqa: A002, ARG001
+    def build_it(add: Add, name: str, input: Any, dim: Any = None) -> Map:  # noqa: A002
         source = need_map(input)
         if dim not in (1, -3):
             raise CannotSplitError("a softmax that is not over the channels")

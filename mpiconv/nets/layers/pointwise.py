@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from mpiconv.nets.calls import ACTIVATIONS, ALONE, CannotSplitError, Tensor
+from mpiconv.nets.calls import ACTIVATIONS, ALONE, ARITHMETIC, CannotSplitError, Tensor
 from mpiconv.nets.graph import Layer
 from mpiconv.nets.layers.base import (
     BUILDERS,
@@ -22,12 +22,10 @@ from mpiconv.nets.layers.base import (
 def _activation(kind: str) -> Callable[..., Map]:
     module, names = ACTIVATIONS[kind]
 
-    def build_it(add: Add, name: str, input: Any, *args: Any, **kwargs: Any) -> Map:  # noqa: A002 - torch's name
+    def build_it(add: Add, name: str, input: Any, **given: Any) -> Map:  # noqa: A002 - torch's name
         source = need_map(input)
-        values = [arg for arg in args if not isinstance(arg, bool)]
-        if len(values) > len(names) or not set(kwargs) <= set(names):
+        if not set(given) <= set(names):
             raise CannotSplitError(f"{kind} called in an unknown way")
-        given = dict(zip(names, values, strict=False)) | kwargs
         arguments = {key: given.get(key, getattr(module(), key)) for key in names}
         if not all(isinstance(value, int | float | str) for value in arguments.values()):
             raise CannotSplitError(f"{kind} whose settings are no numbers")
@@ -56,7 +54,7 @@ for _kind in ALONE:
 @builder("clamp")
 def _clamp(add: Add, name: str, input: Any, min: Any = None, max: Any = None) -> Map:  # noqa: A002
     low, high = -math.inf if min is None else min, math.inf if max is None else max
-    return BUILDERS["hardtanh"](add, name, input, low, high)
+    return BUILDERS["hardtanh"](add, name, input, min_val=low, max_val=high)
 
 
 @builder("prelu")
@@ -70,7 +68,8 @@ def _arithmetic(kind: str) -> Callable[..., Map]:
     def build_it(add: Add, name: str, input: Any, other: Any, *, alpha: Any = 1) -> Map:  # noqa: A002
         if alpha != 1:
             raise CannotSplitError(f"{kind} with alpha")
-        function, left, right = ("sub", other, input) if kind == "rsub" else (kind, input, other)
+        turned = {"rsub": "sub", "rdiv": "div", "rpow": "pow"}
+        function, left, right = (turned[kind], other, input) if kind in turned else (kind, input, other)
         if isinstance(left, Map) and isinstance(right, Map):
             return _two_maps(add, name, function, left, right)
         source, value = (left, right) if isinstance(left, Map) else (need_map(right), left)
@@ -97,7 +96,7 @@ def _arithmetic(kind: str) -> Callable[..., Map]:
     return build_it
 
 
-for _kind in ("add", "sub", "mul", "div", "pow", "maximum", "minimum", "rsub"):
+for _kind in ARITHMETIC:
     BUILDERS[_kind] = _arithmetic(_kind)
 
 

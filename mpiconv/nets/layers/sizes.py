@@ -46,6 +46,8 @@ def _interpolate(
         for axis, length in enumerate(source.shape[1:])
     )
     whole = settings | {"size": both[0], "scale_factor": both[1]}
+    if antialias and min(source.shape[2], len(columns["index"])) == 1:
+        raise CannotSplitError("an antialiased interpolation of one column, which torch computes by its strides")
     return _resampled(add, name, source, None, rows, columns, whole)
 
 
