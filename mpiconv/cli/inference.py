@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from mpi4py import MPI
-from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from mpiconv.cli.options import pace_of, settings_of
@@ -28,6 +26,7 @@ from mpiconv.measure import Record
 from mpiconv.measure.energy import EnergyProfile
 from mpiconv.measure.results import check_writable, write_results
 from mpiconv.nets.datasets import LabelledPictures
+from mpiconv.nets.outputs import Difference
 from mpiconv.nets.pictures import ahead
 from mpiconv.partition import make_plan
 from mpiconv.runtime.building import distribute
@@ -70,6 +69,7 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     settings = _with_file(arguments, settings_of(arguments, pace), comm)
     startup.done("model, plan and pictures")
     net = distribute(job.model if job else None, job.plan if job else None, comm, settings)
+    startup.took("tracing and self-check" if settings.selfcheck else "tracing", net.tracing_s)
     startup.done("weights to the ranks")
     stopping = Stopping(comm, caught)
     if job is None:
@@ -205,12 +205,12 @@ def _check(job: Job, outputs: list[Any], settings: Settings) -> dict[str, Any]:
     ``eager_rel_error`` against torch's own operations.
     """
     checked = outputs[:CHECKED_BATCHES]
-    same, eager = _Difference(), _Difference()
+    same, eager = Difference(), Difference()
     unsplit = None
     if settings.compute != "eager":
         scheme = "kpm" if job.plan.scheme == "kpm" else "single"  # of one rank: as its slices are computed, or not
         alone = make_plan(job.model, job.plan.input_shape, scheme, 1, gather=job.plan.graph.gather)
-        unsplit = distribute(job.model, alone, MPI.COMM_SELF, Settings(compute=settings.compute))
+        unsplit = distribute(job.model, alone, MPI.COMM_SELF, Settings(compute=settings.compute, selfcheck=False))
     for index, output in enumerate(checked):
         images = job.batch(index)
         with torch.inference_mode():
@@ -223,25 +223,10 @@ def _check(job: Job, outputs: list[Any], settings: Settings) -> dict[str, Any]:
         "max_rel_error": found.relative,
         "equal": found.equal,
         "eager_rel_error": eager.relative,
+        "problem": eager.problem or same.problem,
         "tolerance": TOLERANCE + WIRES[settings.wire].tolerance,
         "batches": len(checked),
     }
-
-
-class _Difference:
-    """The largest error of outputs so far, absolute and relative to the largest output wanted."""
-
-    def __init__(self) -> None:
-        self.absolute, self.relative, self.equal = 0.0, 0.0, True
-
-    def add(self, output: Any, reference: Any) -> None:
-        """Take another output into account."""
-        for mine, wanted in zip(tree_leaves(output), tree_leaves(reference), strict=True):
-            error, largest = float((mine - wanted).abs().max()), float(wanted.abs().max())
-            ratio = error / largest if largest else error
-            self.absolute = max(self.absolute, error if math.isfinite(error) else math.inf)
-            self.relative = max(self.relative, ratio if math.isfinite(ratio) else math.inf)
-            self.equal = self.equal and bool(torch.equal(mine, wanted))
 
 
 def _finish(
@@ -278,6 +263,8 @@ def _finish(
                 print(f"results  {arguments.output}")
     sys.stdout.flush()
     if check is not None and not max(check["max_rel_error"], check["eager_rel_error"]) <= check["tolerance"]:
+        if check["problem"]:
+            raise MpiconvError(f"the split output is none that the unsplit model gives: {check['problem']}")
         raise MpiconvError(
             f"the split output differs from the unsplit one by {check['max_rel_error']:.3g} of the largest output "
             f"(from eager torch's by {check['eager_rel_error']:.3g}), more than {check['tolerance']:g}"

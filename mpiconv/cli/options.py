@@ -140,6 +140,11 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="batches under way at a time: one's exchange hides under another's computing; more throughput, more "
         "latency and memory (default: %(default)s)",
     )
+    group.add_argument(
+        "--no-selfcheck",
+        action="store_true",
+        help="do not compare, at the start, what was traced of the model with the model itself on one random batch",
+    )
 
 
 def settings_of(arguments: argparse.Namespace, pace: float) -> Settings:
@@ -155,6 +160,7 @@ def settings_of(arguments: argparse.Namespace, pace: float) -> Settings:
         in_flight=arguments.in_flight,
         pace=pace,
         dilation=arguments.dilation,
+        selfcheck=not arguments.no_selfcheck,
     )
 
 

@@ -19,6 +19,10 @@ class Startup:
         if stage not in self.stages:
             self.stages[stage] = perf_counter() - BEGAN_S - self.seconds
 
+    def took(self, stage: str, seconds: float) -> None:
+        """Note a stage by what it took; the next one counts from its end."""
+        self.stages.setdefault(stage, seconds)
+
     @property
     def seconds(self) -> float:
         """From the start to the end of the last stage."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
 from time import perf_counter
 from typing import Any
@@ -12,9 +12,10 @@ import torch
 from mpi4py import MPI
 from torch import nn
 
-from mpiconv.errors import PlanError, UsageError
+from mpiconv.errors import UsageError
 from mpiconv.nets.graph import PICTURE, Unit
 from mpiconv.nets.slices import rows_of
+from mpiconv.nets.tracers import unwrapped
 from mpiconv.partition import Box, Plan
 from mpiconv.partition.pieces import Pieces, pieces
 from mpiconv.partition.plan import FLOAT_BYTES
@@ -26,6 +27,7 @@ from mpiconv.runtime.heap import settle_heap
 from mpiconv.runtime.messages import bcast_json, on_root
 from mpiconv.runtime.operations import WholeUnit
 from mpiconv.runtime.parts import Frame, Memory, given
+from mpiconv.runtime.selfcheck import traced_for
 from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.shared import Host
 from mpiconv.runtime.waiting import choose
@@ -57,30 +59,32 @@ def distribute(
     MpiconvError
         On every rank, if the plan is for another number of ranks or another model.
     """
-    settings = settings or Settings()
+    settings = how = settings or Settings()
     settle_heap()
 
-    def check() -> tuple[dict[str, Any], dict[int, nn.Module], dict[str, torch.Tensor]]:
-        from mpiconv.nets.trace import trace
+    begin = perf_counter()
 
+    def check() -> tuple[dict[str, Any], dict[int, nn.Module], dict[str, torch.Tensor]]:
         if model is None or plan is None:
             raise UsageError("rank 0 has to pass the model and the plan")
         if plan.ranks != comm.size:
             raise UsageError(f"the plan is for {plan.ranks} ranks and {comm.size} are running")
-        traced = trace(model, plan.graph.input_shape, plan.graph.gather, plan.graph.head, batch=plan.batch)
-        if traced.graph.units != plan.graph.units:
-            raise PlanError(f"the plan was made for another network than {traced.graph.model}: make a new one")
-        check_state(plan.graph, traced.tensors)
-        return plan.to_dict(), traced.modules, traced.tensors
+        traced, fitting = traced_for(model, plan, check=how.selfcheck)
+        check_state(fitting.graph, traced.tensors)
+        own = unwrapped(model, traced.graph.model).state_dict()
+        about = {"plan": fitting.to_dict(), "sent": sorted(set(traced.tensors) - set(own))}
+        return about, traced.modules, traced.tensors
 
     checked = on_root(comm, check)
     data, modules, state = checked if checked is not None else (None, {}, {})
-    shared = Plan.from_dict(bcast_json(comm, data))
+    tracing_s = perf_counter() - begin
+    about = bcast_json(comm, data)
+    shared = Plan.from_dict(about["plan"])
     settings = replace(Settings(**bcast_json(comm, asdict(settings))), pace=settings.pace)
     settings = replace(settings, wait=choose(settings.wait, comm))
     host = Host(comm, wanted=settings.same_host == "auto" and settings.wire == "float32")
     cuts = _cuts(shared, settings, comm, host)
-    computes, held = _computes(shared, cuts, settings, comm, state, modules)
+    computes, held = _computes(shared, cuts, settings, comm, state, modules, about["sent"])
     last: Compute | None = None
     if modules:
         last = _whole_head(shared.graph.units[-1], modules[len(computes)], state)
@@ -90,7 +94,7 @@ def distribute(
     comms = [comm, *(comm.Dup() for _ in range(1, settings.in_flight))]
     ahead = settings.in_flight > 1
     slots = [Slot(shared, each, memory, wire, cuts, computes, host, ahead=ahead) for each in comms]
-    return DistributedNet(shared, comm, settings, slots, computes, held)
+    return DistributedNet(shared, comm, settings, slots, computes, held, tracing_s)
 
 
 def _computes(
@@ -100,13 +104,16 @@ def _computes(
     comm: MPI.Intracomm,
     state: Mapping[str, torch.Tensor],
     modules: Mapping[int, nn.Module],
+    sent: Collection[str],
 ) -> tuple[list[list[Compute | None]], int]:
     """What this rank computes: for every unit of the body its pieces in order; and the B of weights that it took.
+
+    ``sent`` are the tensors that no file has, so that the root sends them to all.
 
     Unit by unit the weights are sent and made into what computes, the largest first, so that no rank has room for more
     than its slices and the copies of one unit. Collective.
     """
-    receive = UnitWeights(plan, state, comm, settings.weights_file, settings.readers)
+    receive = UnitWeights(plan, state, comm, settings.weights_file, settings.readers, sent)
     sizes = [sum(param.size for param in unit.params) for unit in plan.graph.body]
     found: dict[int, list[Compute | None]] = {}
     for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from mpi4py import MPI
-from torch.utils._pytree import tree_map_only
 
 from mpiconv.errors import UsageError
+from mpiconv.nets.outputs import with_tensors
 from mpiconv.partition import Plan
 from mpiconv.partition.plan import ROOT
 from mpiconv.runtime.compute import Paced
@@ -51,6 +51,8 @@ class DistributedNet:
         How it runs it; ``wait`` is what ``auto`` came to.
     weight_bytes
         B of weights that this rank computes with; the root's own slices are views of the whole model.
+    tracing_s
+        s that the root took to trace the model and to compare what was traced with it.
     sharing
         Whether this rank exchanges maps with others of its host through memory that they share.
     overlapped
@@ -67,7 +69,9 @@ class DistributedNet:
         slots: list[Slot],
         computes: list[list[Compute | None]],
         weight_bytes: int,
+        tracing_s: float = 0.0,
     ) -> None:
+        self.tracing_s = tracing_s
         self.plan, self.comm, self.settings = plan, comm, settings
         self.weight_bytes = weight_bytes
         self.overlapped = tuple(
@@ -196,7 +200,7 @@ class DistributedNet:
 
     def _work(self, slot: Slot, images: torch.Tensor | None, number: int) -> Generator[Awaited, None, tuple[Any, bool]]:
         output, stamps = yield from slot.run(images)
-        output = tree_map_only(torch.Tensor, self._own_copy, output) if self.comm.rank == ROOT else None
+        output = with_tensors(output, self._own_copy) if self.comm.rank == ROOT else None
         self._recorder.add(number, stamps, perf_counter() - stamps[0])
         return output, False
 

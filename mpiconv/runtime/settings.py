@@ -38,6 +38,8 @@ class Settings:
         Emulates a slower device: this rank computes so many times slower than its core, by sleeping.
     dilation
         The times of the merged record are divided by it, where everything was slowed down so many times.
+    selfcheck
+        Whether the root first compares what the plan's units compute, unsplit, with the model itself.
     weights_file, readers
         The safetensors file that the model's weights came from, and the ranks that read their slices from it instead
         of receiving them: those that ``mpiconv.runtime.weights.readers_of`` found to have it.
@@ -51,6 +53,7 @@ class Settings:
     in_flight: int = 1
     pace: float = 1.0
     dilation: float = 1.0
+    selfcheck: bool = True
     weights_file: str = ""
     readers: tuple[int, ...] = ()
 

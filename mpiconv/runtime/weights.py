@@ -60,7 +60,10 @@ def readers_of(comm: MPI.Intracomm, path: str) -> tuple[int, ...]:
 
 
 class UnitWeights:
-    """Gets every rank its slices of the tensors, unit by unit: ``readers`` from a file, the others from the root."""
+    """Gets every rank its slices of the tensors, unit by unit: ``readers`` from a file, the others from the root.
+
+    The tensors ``always_sent`` are in no file: they come from the root for all.
+    """
 
     def __init__(
         self,
@@ -69,7 +72,9 @@ class UnitWeights:
         comm: MPI.Intracomm,
         path: str = "",
         readers: Collection[int] = (),
+        always_sent: Collection[str] = (),
     ) -> None:
+        self.always_sent = always_sent
         self.plan, self.state, self.comm, self.readers = plan, state, comm, readers
         self.nbytes = 0  # of this rank's slices so far
         self.groups: Groups = {}
@@ -94,10 +99,12 @@ class UnitWeights:
 
     def _slice(self, param: Param, spans: list[Span]) -> torch.Tensor | None:
         """This rank's rows of one tensor, None if they are none. Collective."""
-        sent = [Span() if rank in self.readers else span for rank, span in enumerate(spans)]
+        readers = () if param.key in self.always_sent else self.readers
+        sent = [Span() if rank in readers else span for rank, span in enumerate(spans)]
         received = _sent(param, sent, self.state, self.comm, self.groups)
         mine = spans[self.comm.rank]
-        return self.file.rows(param, mine.lo, mine.hi) if self.file is not None and mine else received
+        reads = self.file is not None and self.comm.rank in readers and mine
+        return self.file.rows(param, mine.lo, mine.hi) if self.file is not None and reads else received
 
 
 def _sent(

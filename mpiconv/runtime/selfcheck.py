@@ -1,0 +1,173 @@
+"""Does the graph compute what the module computes? Compared once, on the root, before any rank gets its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from mpiconv.errors import ModelError, PlanError
+from mpiconv.nets.graph import PICTURE, Graph, Unit
+from mpiconv.nets.outputs import Difference, tensors_in
+from mpiconv.nets.slices import rows_of
+from mpiconv.nets.trace import Traced, trace
+from mpiconv.partition import SCHEMES, Box, Plan, make_plan
+from mpiconv.runtime.compute import LocalUnit
+from mpiconv.runtime.operations import WholeUnit
+
+TOLERANCE = 1e-4
+"""Of the largest output: far more than rounding makes, far less than what was lost."""
+
+SENSITIVE = 30
+"""A module that enlarges rounding may differ by so many times what another order of its pictures in memory changes."""
+
+FEW = 2
+MOST_ELEMENTS = 2**26
+"""Pictures of more elements are not compared: they would double the memory that a run needs."""
+
+
+def traced_for(model: nn.Module, plan: Plan, *, check: bool = True) -> tuple[Traced, Plan]:
+    """Trace a module for a plan, and see to it that what was traced computes what the module does.
+
+    The units are run unsplit by torch's operations on a small random batch and compared with the module. Where they
+    differ, the operations that torch.export finds are compared instead, and the plan is made anew for their units.
+
+    Parameters
+    ----------
+    check
+        False leaves the comparison out.
+
+    Raises
+    ------
+    ModelError
+        Those differ too; the first unit that does is named.
+    PlanError
+        The plan is for another network.
+    """
+    found = _traced(model, plan.graph, plan.batch, "run")
+    problem = _problem(model, found, plan.batch) if check else ""
+    if problem and found.tracer == "run":
+        found = _traced(model, plan.graph, plan.batch, "export")
+        problem = problem if _problem(model, found, plan.batch) else ""
+    if problem:
+        raise ModelError(
+            f"model {found.graph.model} was traced, but its units compute something else than the module: {problem}; "
+            "it may keep or read something besides tensors (--no-selfcheck runs it all the same)"
+        )
+    if found.graph.units == plan.graph.units:
+        return found, plan
+    if found.tracer == "run" or plan.scheme not in SCHEMES:
+        raise PlanError(f"the plan was made for another network than {found.graph.model}: make a new one")
+    return found, make_plan(found.graph, plan.input_shape, plan.scheme, plan.ranks, plan.shares)
+
+
+def _traced(model: nn.Module, graph: Graph, batch: int, tracer: str) -> Traced:
+    return trace(model, graph.input_shape, graph.gather, graph.head, batch=batch, tracer=tracer)
+
+
+def _problem(model: nn.Module, traced: Traced, batch: int) -> str:
+    """What of the module's output the units do not compute; empty if nothing."""
+    if batch > FEW:  # as long as two pictures are computed alike
+        small = _traced(model, traced.graph, FEW, traced.tracer)
+        if small.graph.units == traced.graph.units:
+            traced, batch = small, FEW
+    images = torch.randn(batch, *traced.graph.input_shape, generator=torch.Generator().manual_seed(0))
+    if images.numel() > MOST_ELEMENTS:
+        return ""
+    with torch.inference_mode(), _same_noise():
+        wanted = model(images.clone())
+    with torch.inference_mode(), _same_noise():
+        found = Difference()
+        found.add(_unsplit(traced, images.clone()), wanted)
+        if found.relative <= TOLERANCE:
+            return ""
+        if _changed(model, images, wanted) > TOLERANCE:
+            return "called twice with the same pictures, the module itself answers differently"
+        if found.relative <= SENSITIVE * _changed(model, images.contiguous(memory_format=torch.channels_last), wanted):
+            return ""
+        problem = found.problem or f"the output differs by {found.relative:.2g} of its largest"
+        return problem + _first(model, traced, images)
+
+
+@contextmanager
+def _same_noise() -> Iterator[None]:
+    """Let a dropout that is always on draw the same every time, and leave torch's generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def _changed(model: nn.Module, images: torch.Tensor, wanted: Any) -> float:
+    """How far the module's output is from the one before, as a part of its largest."""
+    found = Difference()
+    with _same_noise():
+        found.add(model(images.clone()), wanted)
+    return found.relative
+
+
+def _unsplit(traced: Traced, images: torch.Tensor) -> Any:
+    """The network's output, its units one after the other by torch's own operations."""
+    output = None
+    for output in _outputs(traced, images):  # noqa: B007 - the last one counts
+        pass
+    return output
+
+
+def _outputs(traced: Traced, images: torch.Tensor) -> Iterator[Any]:
+    """What each unit computes, in order; a map that nobody reads any more is not kept."""
+    graph, batch = traced.graph, len(images)
+    maps: dict[int, Any] = {PICTURE: images}
+    for index, unit in enumerate(graph.units):
+        inputs = [maps[source] for source in unit.inputs]
+        if index == len(graph.body):
+            rest = replace(unit, layers=unit.layers[:-1])
+            inputs = [_local(rest, traced, batch)(*inputs)] if rest.layers else inputs
+            yield traced.head(*inputs)
+            return
+        compute = WholeUnit(traced.modules[index]) if unit.opaque else _local(unit, traced, batch)
+        maps[index] = compute(*inputs)
+        yield maps[index]
+        for source in set(unit.inputs):
+            if graph.consumers(source)[-1] == index:
+                del maps[source]
+
+
+def _local(unit: Unit, traced: Traced, batch: int) -> LocalUnit:
+    weights = [{p.role: rows_of(p, traced.tensors[p.key]) for p in layer.params} for layer in unit.layers]
+    return LocalUnit(unit, Box.whole(unit.out_shape), weights, batch)
+
+
+def _first(model: nn.Module, traced: Traced, images: torch.Tensor) -> str:
+    """The first unit whose last layer is a module with another output than the unit has, as ``, from unit NAME on``."""
+    ends = {unit.layers[-1].name: unit for unit in traced.graph.body}
+    seen: dict[str, torch.Tensor] = {}
+
+    def note(name: str) -> Any:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            tensors = tensors_in(output)
+            if name not in seen and tensors:
+                seen[name] = tensors[0].clone()
+
+        return hook
+
+    named = dict(model.named_modules())
+    hooks = [named[name].register_forward_hook(note(name)) for name in ends if name in named]
+    try:
+        with _same_noise():
+            model(images.clone())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    with _same_noise():
+        for unit, output in zip(traced.graph.units, _outputs(traced, images.clone()), strict=True):
+            wanted = seen.get(unit.layers[-1].name)
+            found = Difference()
+            if wanted is not None:
+                found.add(output, wanted)
+            if found.relative > TOLERANCE:
+                return f", from unit {unit.name} on"
+    return ""
