@@ -54,10 +54,7 @@ def traced_for(model: nn.Module, plan: Plan, *, check: bool = True) -> tuple[Tra
         found = _traced(model, plan.graph, plan.batch, "export")
         problem = problem if _problem(model, found, plan.batch) else ""
     if problem:
-        raise ModelError(
-            f"model {found.graph.model} was traced, but its units compute something else than the module: {problem}; "
-            "it may keep or read something besides tensors (--no-selfcheck runs it all the same)"
-        )
+        raise _refusal(found, problem)
     if found.graph.units == plan.graph.units:
         return found, plan
     if found.tracer == "run" or plan.scheme not in SCHEMES:
@@ -65,12 +62,22 @@ def traced_for(model: nn.Module, plan: Plan, *, check: bool = True) -> tuple[Tra
     return found, make_plan(found.graph, plan.input_shape, plan.scheme, plan.ranks, plan.shares)
 
 
+def _refusal(traced: Traced, problem: str) -> ModelError:
+    return ModelError(
+        f"model {traced.graph.model} was traced, but its units compute something else than the module: {problem}; "
+        "it may keep or read something besides tensors (--no-selfcheck runs it all the same)"
+    )
+
+
 def _traced(model: nn.Module, graph: Graph, batch: int, tracer: str) -> Traced:
     return trace(model, graph.input_shape, graph.gather, graph.head, batch=batch, tracer=tracer)
 
 
 def _problem(model: nn.Module, traced: Traced, batch: int) -> str:
-    """What of the module's output the units do not compute; empty if nothing."""
+    """What of the module's output the units do not compute; empty if nothing.
+
+    Raises ModelError for a module that answers the same pictures differently every time.
+    """
     if batch > FEW:  # as long as two pictures are computed alike
         small = _traced(model, traced.graph, FEW, traced.tracer)
         if small.graph.units == traced.graph.units:
@@ -86,7 +93,7 @@ def _problem(model: nn.Module, traced: Traced, batch: int) -> str:
         if found.relative <= TOLERANCE:
             return ""
         if _changed(model, images, wanted) > TOLERANCE:
-            return "called twice with the same pictures, the module itself answers differently"
+            raise _refusal(traced, "called twice with the same pictures, the module itself answers differently")
         if found.relative <= SENSITIVE * _changed(model, images.contiguous(memory_format=torch.channels_last), wanted):
             return ""
         problem = found.problem or f"the output differs by {found.relative:.2g} of its largest"
