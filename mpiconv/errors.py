@@ -26,6 +26,18 @@ class PlanError(MpiconvError):
     """A plan does not fit its network, its ranks or itself; the message names the unit and the rank."""
 
 
+class PeerError(MpiconvError):
+    """Another rank failed, and this one cannot go on without it; the message is the other's."""
+
+
+def reason(error: BaseException, rank: int) -> str:
+    """One line that says what an exception on a rank was: its own sentence if it is meant for users, else all of it."""
+    if isinstance(error, MpiconvError):
+        return str(error)
+    text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    return f"rank {rank}: {text} (MPICONV_DEBUG=1 shows where)"
+
+
 def need(module: str, extra: str) -> Any:
     """Import a module that comes with one of the package's extras.
 
