@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
@@ -17,6 +18,9 @@ from mpiconv.runtime import openmpi
 from mpiconv.signals import Ended
 
 openmpi.configure()
+
+LAUNCHER_S = 0.9
+"""What mpirun may take to kill the ranks that it sent SIGTERM, since another one failed and has said why."""
 
 COMMANDS = {
     "run": "infer over pictures, a folder or random input, split over the ranks (under mpirun)",
@@ -54,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except Ended as ended:
+        time.sleep(LAUNCHER_S)
         _fail(str(ended), 143)
     except BaseException as error:
         if os.environ.get("MPICONV_DEBUG"):

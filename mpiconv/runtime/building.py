@@ -63,6 +63,7 @@ def distribute(
         another rank failed.
     """
     watch = watch_over(comm)
+    watch.turn += 1
     try:
         return _distribute(model, plan, comm, settings or Settings(), watch)
     except BaseException as error:
@@ -98,7 +99,7 @@ def _distribute(
     watch.idle_limit_s = asked or 0.0
     settings = replace(settings, wait=choose_wait(settings.wait, comm))
     host = Host(comm, wanted=settings.same_host == "auto" and settings.wire == "float32")
-    _check_sizes(shared, host, comm)
+    on_root(comm, lambda: _check_sizes(shared, host, comm))
     cuts = _cuts(shared, settings, comm, host)
     receive = UnitWeights(shared, state, comm, settings.weights_file, settings.readers)
     computes = _computes(shared, cuts, settings, comm.rank, receive, modules)
@@ -120,7 +121,7 @@ def _distribute(
 
 
 def _check_sizes(plan: Plan, host: Host, comm: MPI.Intracomm) -> None:
-    """Raise PlanError, on every rank alike, where a message would be larger than MPI can count."""
+    """Raise PlanError where a message would be larger than MPI can count."""
     for source, spec in plan.exchanges.items():
         moved = max(max(spec.received(rank), spec.sent(rank)) for rank in range(comm.size))
         if plan.batch * moved > LARGEST_ITEMS and not host.near(spec.members):

@@ -53,18 +53,21 @@ def on_root(comm: MPI.Intracomm, work: Callable[[], T], what: str = "the work of
     MpiconvError
         As on rank 0, or on the others in place of what was raised there.
     """
-    result, failed, failure = None, None, None
+    result: T | None = None
+    failed: BaseException | None = None
+    failure: list[Any] | None = None
     if comm.rank == 0:
         try:
             result = work()
         except BaseException as error:
             failed, failure = error, [getattr(error, "exit_status", 1), reason(error, 0)]
     failure = bcast_json(comm, failure, what=what)
-    if failed is not None:
-        raise failed
-    if failure is not None:
+    if failed is None and failure is not None:
         status, message = failure
-        raise UsageError(message) if status == UsageError.exit_status else MpiconvError(message)
+        failed = UsageError(message) if status == UsageError.exit_status else MpiconvError(message)
+    if failed is not None:
+        failed.everywhere = True  # type: ignore[attr-defined]
+        raise failed
     return result
 
 

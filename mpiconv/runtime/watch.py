@@ -56,11 +56,14 @@ class Watch:
     ----------
     limit_s, idle_limit_s
         How long a rank may wait before it gives up, in a place that is not idle or one that is; 0 for ever.
+    turn
+        To be counted up by all ranks when they start anew: failures of before do not count any more.
     """
 
     def __init__(self, comm: MPI.Intracomm | None = None, hosts: Iterable[str] = ()) -> None:
         self.comm, self.hosts = comm, tuple(hosts)
         self.limit_s = self.idle_limit_s = 0.0
+        self.turn = 0
         self._home = 0
         self._began: float | None = None
         self._say_at = SAY_S
@@ -126,7 +129,7 @@ class Watch:
 
     def failed(self, error: BaseException) -> None:
         """Tell all others, who may wait for this rank for ever, that and why it failed."""
-        if isinstance(error, PeerError) or self.comm is None:
+        if getattr(error, "everywhere", False) or self.comm is None:
             return
         self._tell("failed", reason(error, self.comm.rank))
         end = monotonic() + DELIVER_S
@@ -140,7 +143,7 @@ class Watch:
     def _tell(self, kind: str, text: str) -> None:
         if self.comm is None:
             return
-        data = json.dumps([kind, text[:LONGEST_TEXT]]).encode()
+        data = json.dumps([kind, text[:LONGEST_TEXT], self.turn]).encode()
         others = [rank for rank in range(self.comm.size) if rank != self.comm.rank]
         self._sent = [r for r in self._sent if not r.Test()]
         self._sent += [self.comm.Isend([data, MPI.BYTE], rank, TAG) for rank in others]
@@ -150,8 +153,8 @@ class Watch:
         while self.comm is not None and self.comm.Iprobe(MPI.ANY_SOURCE, TAG, status):
             data = bytearray(status.Get_count(MPI.BYTE))
             self.comm.Recv([data, MPI.BYTE], status.source, TAG)
-            kind, text = json.loads(data)
-            if kind == "failed":
+            kind, text, turn = json.loads(data)
+            if kind == "failed" and turn >= self.turn:
                 raise PeerError(text)
             self._others.pop(status.source, None)
             if kind == "waits":

@@ -157,7 +157,7 @@ def fail(message: str, status: int) -> NoReturn:
         signal.signal(number, signal.SIG_DFL)
     rank = launcher_rank()
     if rank:
-        time.sleep(min(0.5 + 0.6 * rank, 3.5))
+        time.sleep(min(0.9 + 0.6 * rank, 3.5))
     print(f"mpiconv: error: {message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     if "mpi4py.MPI" in sys.modules:
