@@ -5,11 +5,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from mpiconv.signals import Ended
+
 
 class MpiconvError(Exception):
     """Something in the input or the surroundings is wrong; the command ends with exit status 1."""
 
     exit_status = 1
+    everywhere = False
+    """Whether all ranks raise it, so that none needs to be told."""
 
 
 class UsageError(MpiconvError):
@@ -24,6 +28,20 @@ class ModelError(MpiconvError):
 
 class PlanError(MpiconvError):
     """A plan does not fit its network, its ranks or itself; the message names the unit and the rank."""
+
+
+class PeerError(MpiconvError):
+    """Another rank failed, and this one cannot go on without it; the message is the other's."""
+
+    everywhere = True
+
+
+def reason(error: BaseException, rank: int) -> str:
+    """One line that says what an exception on a rank was: its own sentence if it is meant for users, else all of it."""
+    if isinstance(error, MpiconvError | Ended):
+        return str(error)
+    text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    return f"rank {rank}: {text} (MPICONV_DEBUG=1 shows where)"
 
 
 def need(module: str, extra: str) -> Any:

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 import mpiconv
-from mpiconv.errors import ModelError, MpiconvError
+from mpiconv.errors import ModelError, MpiconvError, UsageError
 from mpiconv.measure.record import peak_rss_bytes
 from mpiconv.nets.tracers import capture
 from mpiconv.partition import SCHEMES
@@ -392,14 +392,18 @@ def test_no_rank_but_the_root_holds_a_full_layer_under_kpm():
 
 
 @pytest.mark.parallel([2])
-def test_wrong_pictures_are_refused_before_anything_is_sent():
+def test_wrong_pictures_are_refused_on_all_ranks_and_right_ones_run():
     model, picture = built("digits")
     plan = mpiconv.make_plan(model, (1, *picture), "wpm", 2)
     net = mpiconv.distribute(model if COMM.rank == 0 else None, plan if COMM.rank == 0 else None, COMM)
+    for wrong in (None, torch.zeros(2, 1, 32, 32), torch.zeros(1, 1, 32, 32, dtype=torch.float64)):
+        with pytest.raises(UsageError, match=r"of shape \(1, 1, 32, 32\), rank 0 was given"):
+            net(wrong)
+    image = torch.randn(1, *picture)
+    output = net(image)
     if COMM.rank == 0:
-        for wrong in (None, torch.zeros(2, 1, 32, 32), torch.zeros(1, 1, 32, 32, dtype=torch.float64)):
-            with pytest.raises(MpiconvError, match=r"of shape \(1, 1, 32, 32\), rank 0 was given"):
-                net(wrong)
+        with torch.inference_mode():
+            assert_close(output, model(image))
 
 
 @pytest.mark.parallel([4])

@@ -15,12 +15,12 @@ from mpiconv.study.sweep import is_done, why_not_done
 from tests.conftest import ROOT, execute, mpiconv
 from tests.endless import REPEATS, EndlessSweep, ended, endless_run, measuring, started, wait_until
 
-FRAME = "mpiconv.runtime.engine:DistributedNet._work"
+FRAME = "mpiconv.runtime.frames:Slot.run"
 
 
 def signalled(ranks, rank, name, place, call, *words):
     """A run of which one rank signals itself at the n-th call of a function."""
-    launcher = ["mpirun", "-n", ranks, sys.executable, "-m", "tests.signalled"]
+    launcher = ["mpirun", "-n", ranks, sys.executable, "-m", "tests.injected"]
     return execute([str(w) for w in (*launcher, rank, name, place, call, "run", "--model", "digits", *words)], cwd=ROOT)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
@@ -12,10 +13,14 @@ from typing import NoReturn
 
 import mpiconv
 import mpiconv.cli.startup
-from mpiconv.errors import MpiconvError
+from mpiconv.errors import MpiconvError, reason
 from mpiconv.runtime import openmpi
+from mpiconv.signals import Ended
 
 openmpi.configure()
+
+LAUNCHER_S = 0.9
+"""What mpirun may take to kill the ranks that it sent SIGTERM, since another one failed and has said why."""
 
 COMMANDS = {
     "run": "infer over pictures, a folder or random input, split over the ranks (under mpirun)",
@@ -43,25 +48,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; on an error every rank of the job is ended."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _main(words)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            return 0
-        _fail(f"ended with status {stop.code}", 1)
+        try:
+            arguments = _parsed(words)
+        except SystemExit as stop:  # --help and --version; wrong words are the parser's error
+            return int(stop.code or 0)
+        return int(arguments.run(arguments))
     except MpiconvError as error:
         _fail(str(error), error.exit_status)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
-    except Exception as error:
+    except Ended as ended:
+        time.sleep(LAUNCHER_S)
+        _fail(str(ended), 143)
+    except BaseException as error:
         if os.environ.get("MPICONV_DEBUG"):
             traceback.print_exc()
         from mpiconv.runtime.world import launcher_rank
 
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        _fail(f"rank {launcher_rank()}: {reason} (MPICONV_DEBUG=1 shows where)", 1)
+        _fail(reason(error, launcher_rank()), 1)
 
 
-def _main(words: list[str]) -> int:
+def _parsed(words: list[str]) -> argparse.Namespace:
     parser = Parser(prog="mpiconv", description=mpiconv.__doc__, epilog="mpiconv COMMAND --help tells more.")
     parser.add_argument("--version", action="version", version=f"mpiconv {mpiconv.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
@@ -72,8 +79,7 @@ def _main(words: list[str]) -> int:
             command = import_module(f"mpiconv.cli.{name}")
             command.add_arguments(sub)
             sub.set_defaults(run=command.run)
-    arguments = parser.parse_args(words)
-    return int(arguments.run(arguments))
+    return parser.parse_args(words)
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -36,7 +36,7 @@ from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.stopping import Stopping
 from mpiconv.runtime.weights import readers_of
 from mpiconv.runtime.wire import WIRES
-from mpiconv.runtime.world import join_world, on_terminal
+from mpiconv.runtime.world import default_timeout_s, join_world, leave, on_terminal
 from mpiconv.signals import Caught
 
 CHECKED_BATCHES = 16
@@ -52,7 +52,9 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     Raises MpiconvError on every rank if there was none by then.
     """
     startup = Startup()
-    comm = join_world()
+    if arguments.rank_timeout is None:
+        arguments.rank_timeout = default_timeout_s()
+    comm = join_world(rank_timeout_s=arguments.rank_timeout)
     torch.set_num_threads(arguments.threads)
     startup.done("imports and MPI")
 
@@ -62,7 +64,7 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
                 check_writable(path)
         return prepare(arguments, comm.size)
 
-    job = on_root(comm, ready)
+    job = on_root(comm, ready, what="loading the network and the pictures")
     if job is not None:
         _notes(arguments, job)
     pace = pace_of(arguments, comm.rank, comm.size)
@@ -72,6 +74,7 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     startup.took("tracing and self-check" if settings.selfcheck else "tracing", net.tracing_s)
     startup.done("weights to the ranks")
     stopping = Stopping(comm, caught)
+    caught.at_once = False
     if job is None:
         outputs, done = list[Any](), _follow(net, stopping)
     else:
@@ -82,11 +85,13 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
             f"ended by {ended_early} before the first repeat: nothing was measured and no results are written"
         )
     record = net.collect()
-    if job is None or record is None:
-        return 0
-    if ended_early:
-        _tell_early(ended_early, done, job, arguments)
-    return _finish(arguments, job, record, outputs, net, ended_early, startup)
+    status = 0
+    if job is not None and record is not None:
+        if ended_early:
+            _tell_early(ended_early, done, job, arguments)
+        status = _finish(arguments, job, record, outputs, net, ended_early, startup)
+    leave(comm)
+    return status
 
 
 def _with_file(arguments: argparse.Namespace, settings: Settings, comm: MPI.Intracomm) -> Settings:
@@ -134,7 +139,7 @@ def _run_all(
     """
     outputs: list[Any] = []
     first = job.batch(0)
-    for _ in net.stream(_until_signal(itertools.repeat(first, arguments.warmup), stopping)):
+    for _ in net.stream(_until_signal(itertools.repeat(first, arguments.warmup), stopping), copy=False):
         startup.done("first picture")
     net.reset()
     frames, done = _frames(arguments, job), 0
@@ -144,7 +149,7 @@ def _run_all(
         open(arguments.answers, "w", encoding="utf-8") if arguments.answers else nullcontext() as answers,
         tqdm(total=frames, desc="inferences", unit="", disable=hidden, file=sys.stderr) as bar,
     ):
-        for output in net.stream(_until_signal(batches, stopping)):
+        for output in net.stream(_until_signal(batches, stopping), copy=False):
             startup.done("first picture")
             done += 1
             bar.update()

@@ -147,6 +147,17 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_rank_timeout(parser: argparse.ArgumentParser) -> None:
+    """How long a rank waits for another."""
+    parser.add_argument(
+        "--rank-timeout",
+        type=seconds,
+        metavar="S",
+        help="end the job, naming the rank, once another has waited S seconds for it; 0: wait for ever (default: 0 on "
+        "a terminal, else, as in batch jobs, 300)",
+    )
+
+
 def settings_of(arguments: argparse.Namespace, pace: float) -> Settings:
     """The engine's settings that the options ask for."""
     from mpiconv.runtime.settings import Settings
@@ -161,6 +172,7 @@ def settings_of(arguments: argparse.Namespace, pace: float) -> Settings:
         pace=pace,
         dilation=arguments.dilation,
         selfcheck=not arguments.no_selfcheck,
+        rank_timeout_s=arguments.rank_timeout,
     )
 
 
@@ -192,6 +204,17 @@ def _whole(text: str, least: int) -> int:
     if not re.fullmatch(r"\d+", text) or int(text) < least:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} up")
     return int(text)
+
+
+def seconds(text: str) -> float:
+    """A time from 0 s up."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 up")
+    return value
 
 
 def size(text: str) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from mpiconv.cli.options import (
     add_emulation_options,
     add_engine_options,
     add_model_options,
+    add_rank_timeout,
     add_split_options,
     add_weights_on,
     positive,
@@ -69,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="paper, pi4, xavier-nx, laptop or FILE.toml:NAME (default: paper)",
     )
     add_engine_options(parser)
+    add_rank_timeout(parser)
     add_emulation_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -84,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Infer, measure, check, write, print; collective. Exit status 0, or 1 if the check fails."""
-    caught = catch_signals()  # before the seconds that the imports take
+    caught = catch_signals(at_once=True)  # before the seconds that the imports take
     from mpiconv.cli.inference import infer  # torch and MPI only now, so that --help is quick
 
     return infer(arguments, caught)

@@ -27,7 +27,8 @@ def latency(record: Record) -> dict[str, float]:
 def throughput_fps(record: Record, batch: int) -> float:
     """Pictures per s from the start of the first measured inference to the end of the last."""
     begin = record.stamps_s[:, 0, 0, 0]
-    return float(batch * len(begin) / ((begin + record.latency_s).max() - begin.min()))
+    count = (len(begin) - 1) * record.kept_every + 1
+    return float(batch * count / ((begin + record.latency_s).max() - begin.min()))
 
 
 def summary(job: Job, record: Record, predictions: list[dict[str, Any]], check: dict[str, Any] | None) -> str:
@@ -54,10 +55,11 @@ def summary(job: Job, record: Record, predictions: list[dict[str, Any]], check: 
             f"check    {verdict}: {found}, against the unsplit model on {check['batches']} batch(es); "
             f"{check['eager_rel_error']:.2g} against eager torch"
         )
+    every = f", every {record.kept_every}th of a long series" if record.kept_every > 1 else ""
     times = {name: f"{1e3 * value:.2f}" for name, value in latency(record).items()}
     lines.append(
         f"latency  median {times['median']} ms, mean {times['mean']}, p95 {times['p95']}, min {times['min']} "
-        f"({len(record.latency_s)} repeats); {throughput_fps(record, plan.batch):.1f} pictures/s"
+        f"({len(record.latency_s)} repeats{every}); {throughput_fps(record, plan.batch):.1f} pictures/s"
     )
     moved = record.bytes_received.sum() / 1e6
     lines.append(f"moved    {moved:.2f} MB per inference over all ranks")

@@ -20,6 +20,7 @@ class Record:
     clock minus the root's at the start, how it drifts, and the most that the offset can be wrong by.
     ``pace`` is how much slower than its core each rank was made to compute, ``pace_overrun`` in which part of its units
     the core was too busy to keep that pace.
+    Of a very long series the times are those of every ``kept_every``-th inference; all else is of all of them.
     ``measured_joules`` is the host's energy per inference where it has a meter (on the first rank of a host), else NaN.
     """
 
@@ -45,6 +46,7 @@ class Record:
     hostnames: tuple[str, ...]
     meters: tuple[str, ...]
     patterns: tuple[str, ...]
+    kept_every: int = 1
 
     @property
     def exchange_time_s(self) -> np.ndarray:
@@ -73,7 +75,9 @@ KINDS = ("bcast", "scatterv", "gatherv", "allgatherv", "sendrecv", "p2p")
 TEXTS = ("hostnames", "meters")
 """The fields with one text per rank."""
 
-PER_RANK = tuple(f.name for f in fields(Record) if f.name not in ("units", "latency_s", *TEXTS, "patterns"))
+PER_RANK = tuple(
+    f.name for f in fields(Record) if f.name not in ("units", "latency_s", *TEXTS, "patterns", "kept_every")
+)
 """The array fields that every rank has its own of."""
 
 

@@ -144,7 +144,7 @@ def ended_early(path: str | Path) -> str:
 
 def _fill(file: h5py.File, record: Record, profile: EnergyProfile, attributes: Mapping[str, Any]) -> None:
     scales = {
-        "repeat": (np.arange(len(record.latency_s)), "1", "number of the measured inference"),
+        "repeat": (record.kept_every * np.arange(len(record.latency_s)), "1", "number of the measured inference"),
         "rank": (np.arange(record.ranks), "1", "MPI rank; 0 is the root"),
         "unit": (_strings(record.units), "", "unit of the network, the head last"),
     }
@@ -167,6 +167,7 @@ def _fill(file: h5py.File, record: Record, profile: EnergyProfile, attributes: M
         "creator": f"mpiconv {mpiconv.__version__}",
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
+        "repeats_kept_every": record.kept_every,
         "link_bytes_per_s": profile.link_bytes_per_s,
         "link_parameters": "link_bytes_per_s is assumed by the energy model, not measured",
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from time import perf_counter
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from mpi4py import MPI
 from torch import nn
 
-from mpiconv.errors import UsageError
+from mpiconv.errors import PlanError, UsageError
 from mpiconv.nets.graph import PICTURE, Unit
 from mpiconv.nets.slices import rows_of
 from mpiconv.nets.tracers import unwrapped
@@ -24,18 +24,22 @@ from mpiconv.runtime.compute import LocalUnit, Paced, weights_of
 from mpiconv.runtime.engine import DistributedNet
 from mpiconv.runtime.frames import Compute, Slot, around_of
 from mpiconv.runtime.heap import settle_heap
+from mpiconv.runtime.host import choose_wait
 from mpiconv.runtime.messages import bcast_json, on_root
 from mpiconv.runtime.operations import WholeUnit
-from mpiconv.runtime.parts import Frame, Memory, given
+from mpiconv.runtime.parts import LARGEST_ITEMS, Frame, Memory, given
 from mpiconv.runtime.selfcheck import traced_for
 from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.shared import Host
-from mpiconv.runtime.waiting import choose
+from mpiconv.runtime.waiting import duplicate, meet, wait
+from mpiconv.runtime.watch import Place, Watch
 from mpiconv.runtime.weights import LayerWeights, UnitWeights, check_state
 from mpiconv.runtime.wire import WIRES
+from mpiconv.runtime.world import default_timeout_s, watch_over
 
 WORTH_S = 0.5e-3
 PROBE_BYTES = 2**16
+TAG = 14
 
 
 def distribute(
@@ -57,11 +61,22 @@ def distribute(
     Raises
     ------
     MpiconvError
-        On every rank, if the plan is for another number of ranks or another model.
+        On every rank, if the plan is for another number of ranks or another model, a message would be too large, or
+        another rank failed.
     """
-    settings = how = settings or Settings()
-    settle_heap()
+    watch = watch_over(comm)
+    watch.turn += 1
+    try:
+        return _distribute(model, plan, comm, settings or Settings(), watch)
+    except BaseException as error:
+        watch.failed(error)
+        raise
 
+
+def _distribute(
+    model: nn.Module | None, plan: Plan | None, comm: MPI.Intracomm, settings: Settings, watch: Watch
+) -> DistributedNet:
+    settle_heap()
     begin = perf_counter()
 
     def check() -> tuple[dict[str, Any], dict[int, nn.Module], dict[str, torch.Tensor]]:
@@ -69,56 +84,74 @@ def distribute(
             raise UsageError("rank 0 has to pass the model and the plan")
         if plan.ranks != comm.size:
             raise UsageError(f"the plan is for {plan.ranks} ranks and {comm.size} are running")
-        traced, fitting = traced_for(model, plan, check=how.selfcheck)
+        traced, fitting = traced_for(model, plan, check=settings.selfcheck)
         check_state(fitting.graph, traced.tensors)
         own = unwrapped(model, traced.graph.model).state_dict()
         about = {"plan": fitting.to_dict(), "sent": sorted(set(traced.tensors) - set(own))}
         return about, traced.modules, traced.tensors
 
-    checked = on_root(comm, check)
+    checked = on_root(comm, check, what="preparing the network")
     data, modules, state = checked if checked is not None else (None, {}, {})
     tracing_s = perf_counter() - begin
     about = bcast_json(comm, data)
     shared = Plan.from_dict(about["plan"])
     settings = replace(Settings(**bcast_json(comm, asdict(settings))), pace=settings.pace)
-    settings = replace(settings, wait=choose(settings.wait, comm))
+    asked = settings.rank_timeout_s
+    watch.limit_s = bcast_json(comm, default_timeout_s()) if asked is None else asked
+    watch.idle_limit_s = asked or 0.0
+    settings = replace(settings, wait=choose_wait(settings.wait, comm))
     host = Host(comm, wanted=settings.same_host == "auto" and settings.wire == "float32")
+    on_root(comm, lambda: _check_sizes(shared, host, comm))
     cuts = _cuts(shared, settings, comm, host)
-    computes, held = _computes(shared, cuts, settings, comm, state, modules, about["sent"])
+    receive = UnitWeights(shared, state, comm, settings.weights_file, settings.readers, about["sent"])
+    computes = _computes(shared, cuts, settings, comm.rank, receive, modules)
+    receive.close()
+    held = receive.nbytes
     last: Compute | None = None
     if modules:
         last = _whole_head(shared.graph.units[-1], modules[len(computes)], state)
         held += sum(FLOAT_BYTES * param.size for u in modules for param in shared.graph.units[u].params)
     computes.append([last if last is None or settings.pace == 1 else Paced(last, settings.pace)])
     memory, wire = Memory(channels_last=settings.compute == "auto"), WIRES[settings.wire]
-    comms = [comm, *(comm.Dup() for _ in range(1, settings.in_flight))]
+    comms = [comm, *(duplicate(comm) for _ in range(1, settings.in_flight))]
+    for made in comms[1:]:
+        watch.attach(made)
     ahead = settings.in_flight > 1
     slots = [Slot(shared, each, memory, wire, cuts, computes, host, ahead=ahead) for each in comms]
-    return DistributedNet(shared, comm, settings, slots, computes, held, tracing_s)
+    frees = [*(made.Free for made in comms[1:]), host.comm.Free]
+    return DistributedNet(shared, comm, settings, slots, computes, held, frees, tracing_s)
+
+
+def _check_sizes(plan: Plan, host: Host, comm: MPI.Intracomm) -> None:
+    """Raise PlanError where a message would be larger than MPI can count."""
+    for source, spec in plan.exchanges.items():
+        moved = max(max(spec.received(rank), spec.sent(rank)) for rank in range(comm.size))
+        if plan.batch * moved > LARGEST_ITEMS and not host.near(spec.members):
+            unit = "the picture" if source == PICTURE else f"unit {plan.graph.units[source].name}"
+            raise PlanError(
+                f"the messages with the output of {unit} have {FLOAT_BYTES * plan.batch * moved / 2**30:.1f} GiB, "
+                f"MPI can count {FLOAT_BYTES * LARGEST_ITEMS / 2**30:.1f}: use smaller batches or pictures"
+            )
 
 
 def _computes(
     plan: Plan,
     cuts: list[Pieces],
     settings: Settings,
-    comm: MPI.Intracomm,
-    state: Mapping[str, torch.Tensor],
+    rank: int,
+    receive: UnitWeights,
     modules: Mapping[int, nn.Module],
-    sent: Collection[str],
-) -> tuple[list[list[Compute | None]], int]:
-    """What this rank computes: for every unit of the body its pieces in order; and the B of weights that it took.
-
-    ``sent`` are the tensors that no file has, so that the root sends them to all.
+) -> list[list[Compute | None]]:
+    """What this rank computes: for every unit of the body its pieces in order.
 
     Unit by unit the weights are sent and made into what computes, the largest first, so that no rank has room for more
     than its slices and the copies of one unit. Collective.
     """
-    receive = UnitWeights(plan, state, comm, settings.weights_file, settings.readers, sent)
     sizes = [sum(param.size for param in unit.params) for unit in plan.graph.body]
     found: dict[int, list[Compute | None]] = {}
     for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        found[index] = _unit_computes(plan, index, cuts, settings, comm.rank, receive(index), modules)
-    return [found[index] for index in sorted(found)], receive.nbytes
+        found[index] = _unit_computes(plan, index, cuts, settings, rank, receive(index), modules)
+    return [found[index] for index in sorted(found)]
 
 
 def _unit_computes(
@@ -191,14 +224,14 @@ def _seconds_per_byte(comm: MPI.Intracomm, dilation: float) -> float:
     """What a byte takes on the slowest link of a ring, undilated, the same on all ranks. Collective."""
     out, back = np.zeros(PROBE_BYTES, np.uint8), np.empty(PROBE_BYTES, np.uint8)
     right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
-    times = []
+    times, place = [], Place("the measurement of the links", (left, right))
     for _ in range(2):
-        comm.Barrier()
+        meet(comm, place.name)
         begin = perf_counter()
-        comm.Sendrecv(out, right, recvbuf=back, source=left)
+        wait(comm, [comm.Irecv(back, left, TAG), comm.Isend(out, right, TAG)], place)
         times.append(perf_counter() - begin)
     slowest = np.array([min(times)])
-    comm.Allreduce(MPI.IN_PLACE, slowest, MPI.MAX)
+    wait(comm, [comm.Iallreduce(MPI.IN_PLACE, slowest, MPI.MAX)], Place(place.name))
     return float(slowest[0]) / PROBE_BYTES / dilation
 
 

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mpiconv.runtime.waiting import wait
+from mpiconv.runtime.watch import Place
+
 if TYPE_CHECKING:
     from mpi4py import MPI
 
@@ -32,21 +35,21 @@ def read_clocks(comm: MPI.Intracomm, rounds: int = ROUNDS) -> ClockReading:
     """Compare the clocks by ping-pong between the root and each rank; the fastest round trip counts. Collective."""
     offset, error = np.zeros(comm.size), np.full(comm.size, np.inf)
     error[0] = 0
-    stamp = np.empty(1)
+    stamp, answer = np.zeros(1), np.empty(1)
     for rank in range(1, comm.size):
+        place = Place("comparing clocks", (rank if comm.rank == 0 else 0,))
         for _ in range(rounds):
             if comm.rank == 0:
                 before = perf_counter()
-                comm.Send(stamp, rank, TAG)
-                comm.Recv(stamp, rank, TAG)
+                wait(comm, [comm.Isend(stamp, rank, TAG), comm.Irecv(answer, rank, TAG)], place)
                 after = perf_counter()
                 if (after - before) / 2 < error[rank]:
                     error[rank] = (after - before) / 2
-                    offset[rank] = stamp[0] - (before + after) / 2
+                    offset[rank] = answer[0] - (before + after) / 2
             elif comm.rank == rank:
-                comm.Recv(stamp, 0, TAG)
+                wait(comm, [comm.Irecv(answer, 0, TAG)], place)
                 stamp[0] = perf_counter()
-                comm.Send(stamp, 0, TAG)
+                wait(comm, [comm.Isend(stamp, 0, TAG)], place)
     return ClockReading(offset, error, perf_counter())
 
 

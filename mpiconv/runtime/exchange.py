@@ -10,7 +10,8 @@ from mpi4py import MPI
 
 from mpiconv.partition import Box
 from mpiconv.runtime.parts import Counter, Frame, Memory, Parts, given
-from mpiconv.runtime.waiting import Awaited, Waiting
+from mpiconv.runtime.waiting import ANYWHERE, Awaited, wait
+from mpiconv.runtime.watch import Place
 from mpiconv.runtime.wire import FLOAT32, Wire
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ Groups = dict[tuple[int, ...], MPI.Intracomm]
 """The communicator of each group of ranks that a collective needed, made once."""
 
 TAG = 7
+MEETING_TAG = 13
 COLLECTIVES = ("bcast", "scatterv", "gatherv", "allgatherv")
 
 
@@ -76,12 +78,13 @@ class Exchanger:
                 self.receives.setdefault(t.source, []).append(t.box)
         if self.pattern in COLLECTIVES:
             if self.members not in groups:
-                groups[self.members] = comm.Create_group(comm.group.Incl(self.members))
+                groups[self.members] = _group(comm, self.members)
             self.group = groups[self.members]
         self._keep(self.own & need)
         self.incoming: Parts | None = None
         self.outgoing: Parts | None = None
         self.place: int | None = None
+        self._ready: list[MPI.Request] = []
         getattr(self, f"_prepare_{self.pattern}")(exchange)
         self._post = getattr(Exchanger, f"_{self.pattern}")  # not bound to self: such a circle is freed late
         self._sending: torch.Tensor | None = None
@@ -113,10 +116,16 @@ class Exchanger:
         tensor, self._sending = self._sending, None
         return tensor if self.holds else self.buffer
 
-    def __call__(self, tensor: torch.Tensor | None, waiting: Waiting | None = None) -> torch.Tensor | None:
+    def __call__(self, tensor: torch.Tensor | None, place: Place = ANYWHERE) -> torch.Tensor | None:
         """Start, wait, finish."""
-        (waiting or Waiting("spin")).all(self.start(tensor))
+        wait(self.comm, self.start(tensor).requests, place)
         return self.finish()
+
+    def close(self) -> None:
+        """Give back the messages that were made once."""
+        for request in self._ready:
+            request.Free()
+        self._ready = []
 
     def _receiving(self, boxes: Sequence[Sequence[Box]]) -> Parts:
         return Parts(self.frame, boxes, self.batch, self.memory, self.wire, self.buffer)
@@ -188,7 +197,7 @@ class Exchanger:
         self.incoming = self._receiving([[box] if box else [] for box in made])
         self._everything = self.incoming.all()
         self._mine = next((parcel for owner, parcel, *_ in self.incoming.parcels if owner == self.place), None)
-        self._ready: list[MPI.Request] = _persistent(self.group, "Allgatherv_init", MPI.IN_PLACE, self._everything)
+        self._ready = _persistent(self.group, "Allgatherv_init", MPI.IN_PLACE, self._everything)
 
     def _allgatherv(self, tensor: torch.Tensor | None) -> list[MPI.Request]:
         """The own part lies in the frame already (``start``) and is sent from there or from a staging copy."""
@@ -205,7 +214,6 @@ class Exchanger:
 
     def _prepare_p2p(self, _exchange: Exchange) -> None:
         """Requests that are made once and started for every frame, as far as their memory is always the same."""
-        self._ready = []
         if self.receives:
             self.incoming = self._receiving(list(self.receives.values()))
             for number, source in enumerate(self.receives):
@@ -236,6 +244,23 @@ class Exchanger:
         for count in parts.counts:
             self.counter.sent(count, distinct=0)
         self.counter.multicast_bytes += parts.distinct
+
+
+def _group(comm: MPI.Intracomm, members: tuple[int, ...]) -> MPI.Intracomm:
+    """A communicator of some ranks, made once all of them are there. Collective over them."""
+    first, *others = members
+    place, note = Place("the start of an exchange", members), bytearray(1)
+    for sent_by, sent_to in ((others, [first]), ([first], others)):
+        if comm.rank in sent_by:
+            wait(comm, [comm.Isend(note, to, MEETING_TAG) for to in sent_to], place)
+        elif comm.rank in sent_to:
+            wait(comm, [comm.Irecv(bytearray(1), source, MEETING_TAG) for source in sent_by], place)
+    everyone = comm.Get_group()
+    chosen = everyone.Incl(members)
+    made = comm.Create_group(chosen)
+    chosen.Free()
+    everyone.Free()
+    return made
 
 
 def _persistent(group: MPI.Intracomm, name: str, *arguments: Any) -> list[MPI.Request]:

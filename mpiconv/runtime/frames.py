@@ -18,6 +18,7 @@ from mpiconv.runtime.exchange import Exchanger, Groups
 from mpiconv.runtime.parts import Around, Frame, Memory
 from mpiconv.runtime.shared import Host, SharedExchanger, SharedMaps
 from mpiconv.runtime.waiting import Awaited, Flags, Gate
+from mpiconv.runtime.watch import Place as Where
 from mpiconv.runtime.windows import margin
 from mpiconv.runtime.wire import Wire
 
@@ -43,7 +44,7 @@ class Step:
     ``exchanges`` are the maps that are exchanged before it with this rank's part; ``pieces`` what is computed, in
     order; ``early`` the exchange that each piece starts as soon as it is computed, empty where the map's first reader
     starts it; ``room`` what has to be free before these exchanges start; ``finished`` the maps that nobody reads
-    afterwards, ``shared`` the exchangers of those that lie in shared memory.
+    afterwards, ``shared`` the exchangers of those that lie in shared memory; ``where`` its name, and whom it waits for.
     """
 
     exchanges: tuple[int, ...]
@@ -52,6 +53,7 @@ class Step:
     room: tuple[Flags | Gate, ...]
     finished: tuple[int, ...]
     shared: tuple[SharedExchanger, ...]
+    where: Where
 
 
 class Slot:
@@ -74,7 +76,7 @@ class Slot:
         ahead: bool = False,
     ) -> None:
         self.comm, self.plan, self.memory = comm, plan, memory
-        groups: Groups = {}
+        self._groups: Groups = {}
         parts: dict[int, list[Exchange]] = {}
         frames: dict[int, list[Frame]] = {}
         for source, spec in plan.exchanges.items():
@@ -95,7 +97,7 @@ class Slot:
             found: list[Exchanger] = []
             for part in parts[source]:
                 frame = frames[source][comm.rank]
-                found.append(Exchanger(part, plan.batch, comm, groups, memory, wire, frame, buffer))
+                found.append(Exchanger(part, plan.batch, comm, self._groups, memory, wire, frame, buffer))
                 buffer = found[0].buffer
             self.exchangers[source] = tuple(found)
         self._turning = isinstance(self.exchangers.get(PICTURE, (None,))[0], SharedExchanger)
@@ -112,6 +114,15 @@ class Slot:
         holds = PICTURE in self.exchangers and all(e.holds for e in self.exchangers[PICTURE])
         self._leaves = self._ahead and holds and MPI.Query_thread() == MPI.THREAD_MULTIPLE  # moves while it computes
 
+    def close(self) -> None:
+        """Give back messages and communicators, all but ``comm``. Collective."""
+        for found in self.exchangers.values():
+            for exchanger in found:
+                exchanger.close()
+        for group in self._groups.values():
+            group.Free()
+        self.exchangers, self._groups = {}, {}
+
     def _step(self, index: int, cuts: Sequence[Pieces], computes: Sequence[Compute | None]) -> Step:
         plan, rank = self.plan, self.comm.rank
         unit = plan.graph.units[index]
@@ -127,7 +138,10 @@ class Slot:
         finished = tuple(i for i in dict.fromkeys(unit.inputs) if plan.graph.consumers(i)[-1] == index)
         read = [e for i in finished for e in self.exchangers.get(i, ()) if isinstance(e, SharedExchanger)]
         exchanges = tuple(i for i in incoming if not all(e.idle for e in self.exchangers[i]))
-        return Step(exchanges, pieces, early, tuple(room), finished, tuple(read))
+        moved = [t for i in incoming for t in plan.exchanges[i].transfers]
+        peers = {t.source for t in moved if t.target == rank} | {t.target for t in moved if t.source == rank}
+        where = Where(f"unit {unit.name}", tuple(sorted(peers - {rank})))
+        return Step(exchanges, pieces, early, tuple(room), finished, tuple(read), where)
 
     def _inputs(self, unit: Unit, box: Box) -> tuple[tuple[int, Place], ...]:
         found: list[tuple[int, Place]] = []
@@ -187,8 +201,8 @@ class Slot:
         """The exchanges before a step: started if not under way yet, and awaited as far as something comes in."""
         taken = [flags for flags in step.room if not flags.reached()]
         if taken:
-            yield Awaited([], taken)
-        awaited = Awaited()
+            yield Awaited([], taken, place=step.where)
+        awaited = Awaited(place=step.where)
         for source in step.exchanges:
             found = pending.pop(source) if source in pending else self.exchangers[source][0].start(maps[source])
             if source == PICTURE and self._leaves:
@@ -214,6 +228,7 @@ class Slot:
             if tensor is not None and tensor.untyped_storage().data_ptr() in self._buffers - guarded:
                 maps[source] = tensor.clone()
         sent = pending.pop(PICTURE, Awaited())
+        sent.place = self.steps[-1].where
         if not sent.done():
             yield sent
         self._gate.open = False

@@ -13,6 +13,8 @@ import torch
 from mpi4py import MPI
 
 import mpiconv
+from mpiconv.runtime.messages import allgather_json
+from mpiconv.runtime.waiting import meet
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -46,3 +48,18 @@ def machine_id() -> str:
         return BOOT_ID.read_text(encoding="ascii").strip()
     except OSError:
         return socket.gethostname()
+
+
+def choose_wait(mode: str, comm: MPI.Intracomm) -> str:
+    """``spin`` or ``sleep`` for ``auto``: asleep where a host has more ranks than cores. Collective.
+
+    All ranks get the same answer.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    meet(comm, "finding the ranks of each host")
+    host = MPI.Intracomm(comm.Split_type(MPI.COMM_TYPE_SHARED))
+    there = allgather_json(host, cores)
+    crowded = len({core for found in there for core in found}) < len(there)
+    host.Free()
+    anywhere = any(allgather_json(comm, crowded))
+    return mode if mode != "auto" else "sleep" if anywhere else "spin"

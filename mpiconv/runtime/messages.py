@@ -1,4 +1,7 @@
-"""Small control messages between ranks: JSON, never pickle; and errors that every rank gets to know."""
+"""Small control messages between ranks: JSON, never pickle; and errors that every rank gets to know.
+
+None of them blocks in MPI: every wait can be ended, and says whom it is for.
+"""
 
 from __future__ import annotations
 
@@ -8,51 +11,68 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from mpiconv.errors import MpiconvError, UsageError
+from mpiconv.errors import MpiconvError, UsageError, reason
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 T = TypeVar("T")
 
+CONTROL = "control messages"
 
-def bcast_json(comm: MPI.Intracomm, value: Any, root: int = 0) -> Any:
-    """Give every rank what the root has. Collective."""
+
+def bcast_json(comm: MPI.Intracomm, value: Any, root: int = 0, what: str = CONTROL) -> Any:
+    """Give every rank what the root has. Collective; ``what`` it is, for those who wait long."""
     data = np.frombuffer(json.dumps(value).encode(), np.uint8) if comm.rank == root else np.empty(0, np.uint8)
     length = np.array([len(data)], np.int64)
-    comm.Bcast(length, root)
+    _wait(comm, comm.Ibcast(length, root), what, root)
     if comm.rank != root:
         data = np.empty(int(length[0]), np.uint8)
-    comm.Bcast(data, root)
+    _wait(comm, comm.Ibcast(data, root), what, root)
     return json.loads(data.tobytes())
 
 
-def allgather_json(comm: MPI.Intracomm, value: Any) -> list[Any]:
+def allgather_json(comm: MPI.Intracomm, value: Any, what: str = CONTROL) -> list[Any]:
     """What every rank has, in the order of ranks, on every rank. Collective."""
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     lengths = np.empty(comm.size, np.int64)
-    comm.Allgather(np.array([len(data)], np.int64), lengths)
+    _wait(comm, comm.Iallgather(np.array([len(data)], np.int64), lengths), what)
     everything = np.empty(int(lengths.sum()), np.uint8)
     starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))
-    comm.Allgatherv(data, [everything, (lengths, starts)])
+    _wait(comm, comm.Iallgatherv(data, [everything, (lengths, starts)]), what)
     return [json.loads(part.tobytes()) for part in np.split(everything, starts[1:])]
 
 
-def on_root(comm: MPI.Intracomm, work: Callable[[], T]) -> T | None:
-    """Do something on rank 0 alone; an MpiconvError it raises there is raised on every rank. Collective.
+def on_root(comm: MPI.Intracomm, work: Callable[[], T], what: str = "the work of rank 0") -> T | None:
+    """Do something on rank 0 alone; whatever it raises there ends it on every rank. Collective.
 
     Returns what ``work`` returned on rank 0, and None on the others.
+
+    Raises
+    ------
+    MpiconvError
+        As on rank 0, or on the others in place of what was raised there.
     """
-    result, failed, failure = None, None, None
+    result: T | None = None
+    failed: BaseException | None = None
+    failure: list[Any] | None = None
     if comm.rank == 0:
         try:
             result = work()
-        except MpiconvError as error:
-            failed, failure = error, [error.exit_status, str(error)]
-    failure = bcast_json(comm, failure)
-    if failed is not None:
-        raise failed
-    if failure is not None:
+        except BaseException as error:
+            failed, failure = error, [getattr(error, "exit_status", 1), reason(error, 0)]
+    failure = bcast_json(comm, failure, what=what)
+    if failed is None and failure is not None:
         status, message = failure
-        raise UsageError(message) if status == UsageError.exit_status else MpiconvError(message)
+        failed = UsageError(message) if status == UsageError.exit_status else MpiconvError(message)
+    if failed is not None:
+        failed.everywhere = True  # type: ignore[attr-defined]
+        raise failed
     return result
+
+
+def _wait(comm: MPI.Intracomm, request: MPI.Request, what: str, *ranks: int) -> None:
+    from mpiconv.runtime.waiting import wait  # needs MPI, which a command may fail before it has
+    from mpiconv.runtime.watch import Place
+
+    wait(comm, [request], Place(what, ranks))

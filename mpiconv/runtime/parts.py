@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 Message = list[Any]
 """What mpi4py takes as a buffer: memory, counts and offsets where there are several, type."""
 
+ITEM_BYTES = 4
+LARGEST_ITEMS = 2**31 - 1
+"""MPI counts the items of a message in an int. All formats take a multiple of ``ITEM_BYTES``."""
+
 Around = tuple[tuple[int, int], tuple[int, int], float]
 """Rows and columns (before, after) that are kept around what a rank needs, and their value."""
 
@@ -177,13 +181,15 @@ class Parts:
     def part(self, number: int, tensor: torch.Tensor | None = None) -> Message:
         """The message to or from peer ``number``; ``tensor`` where it is not always the same."""
         address = self._address(tensor) + self.offsets[number]
-        return [MPI.buffer.fromaddress(address, self.counts[number]), MPI.BYTE]
+        count = self.counts[number]
+        return [MPI.buffer.fromaddress(address, count), count // ITEM_BYTES, MPI.FLOAT]
 
     def all(self, tensor: torch.Tensor | None = None) -> Message:
         """The messages of all peers, as a collective takes them."""
         reach = max((o + c for o, c in zip(self.offsets, self.counts, strict=True)), default=0)
         buffer = MPI.buffer.fromaddress(self._address(tensor), reach)
-        return [buffer, (self.counts, self.offsets), MPI.BYTE]
+        items = tuple([size // ITEM_BYTES for size in sizes] for sizes in (self.counts, self.offsets))
+        return [buffer, items, MPI.FLOAT]
 
     def _address(self, tensor: torch.Tensor | None) -> int:
         return (given(tensor) if self.fixed is None else self.fixed).data_ptr()

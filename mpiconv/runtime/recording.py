@@ -14,6 +14,9 @@ from mpiconv.measure.record import KINDS, PER_RANK, TEXTS, Record, merge, peak_r
 from mpiconv.partition.plan import ROOT, Plan
 from mpiconv.runtime.clocks import on_root_clock, read_clocks
 from mpiconv.runtime.messages import allgather_json
+from mpiconv.runtime.stamps import Stamps
+from mpiconv.runtime.waiting import wait
+from mpiconv.runtime.watch import Place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,39 +38,43 @@ class Recorder:
     ) -> None:
         self.plan, self.comm, self.weight_bytes = plan, comm, weight_bytes
         self._counters, self._paced = counters, paced
-        self._stamps: dict[int, list[float]] = {}
-        self._latency: dict[int, float] = {}
+        self._stamps = Stamps(2 * len(plan.graph.units) + 1)
         self.calls = 0
         hosts = allgather_json(comm, socket.gethostname())
         self._meter, self.no_meter = find_meter() if hosts.index(hosts[comm.rank]) == comm.rank else (None, "")
 
     def add(self, number: int, stamps: list[float], latency_s: float) -> None:
         """Note frame ``number``: its start, the ends of every unit's exchange and computing; what it took here."""
-        self._stamps[number], self._latency[number] = stamps, latency_s
+        self._stamps.add(number, stamps, latency_s)
         self.calls += 1
 
     def reset(self) -> None:
         """Forget what was measured so far, compare clocks, start power meters. Collective."""
         self._stamps.clear()
-        self._latency.clear()
         self._clocks = read_clocks(self.comm)
         if self._meter is not None:
             self._meter.start()
 
+    def close(self) -> None:
+        """Stop the power meter."""
+        if self._meter is not None:
+            self._meter.stop()
+
     def record(self, pace: float) -> Record:
         """What this rank measured, its times on its own clock."""
-        units, rank, repeats = range(len(self.plan.graph.units)), self.comm.rank, len(self._stamps)
-        numbers = sorted(self._stamps)
-        ends = np.array([self._stamps[n] for n in numbers]).reshape(repeats, 1, 2 * len(units) + 1)
+        units, rank = range(len(self.plan.graph.units)), self.comm.rank
+        ends, latency_s = self._stamps.in_order()
+        ends = ends[:, np.newaxis]
         stamps = np.stack([ends[..., :-1:2], ends[..., 1::2], ends[..., 2::2]], axis=-1)
-        joules = self._meter.stop() / max(repeats, 1) if self._meter is not None else np.nan
+        joules = self._meter.stop() / max(self._stamps.added, 1) if self._meter is not None else np.nan
         counts = {
             name: self._count(name) for name in ("bytes_sent", "bytes_received", "multicast_bytes", "messages_sent")
         }
         return Record(
             units=self.plan.graph.unit_names,
-            latency_s=np.array([self._latency[n] for n in numbers]),
+            latency_s=latency_s,
             stamps_s=stamps,
+            kept_every=self._stamps.every,
             **counts,
             bytes_sent_by_kind=self._by_kind("bytes_sent"),
             messages_sent_by_kind=self._by_kind("messages_sent"),
@@ -109,7 +116,8 @@ class Recorder:
 
     def _gather(self, array: np.ndarray) -> np.ndarray:
         everything = np.empty((self.comm.size, *array.shape), array.dtype) if self.comm.rank == ROOT else None
-        self.comm.Gather(np.ascontiguousarray(array), everything, ROOT)
+        request = self.comm.Igather(np.ascontiguousarray(array), everything, ROOT)
+        wait(self.comm, [request], Place("the collection of what was measured"))
         return everything if everything is not None else array
 
     @property

@@ -40,6 +40,9 @@ class Settings:
         The times of the merged record are divided by it, where everything was slowed down so many times.
     selfcheck
         Whether the root first compares what the plan's units compute, unsplit, with the model itself.
+    rank_timeout_s
+        How long a rank waits for another before it ends with an error that names it, 0 for ever. None: for ever where
+        rank 0's stderr is a terminal, else 5 minutes, but for ever for the next picture.
     weights_file, readers
         The safetensors file that the model's weights came from, and the ranks that read their slices from it instead
         of receiving them: those that ``mpiconv.runtime.weights.readers_of`` found to have it.
@@ -54,6 +57,7 @@ class Settings:
     pace: float = 1.0
     dilation: float = 1.0
     selfcheck: bool = True
+    rank_timeout_s: float | None = None
     weights_file: str = ""
     readers: tuple[int, ...] = ()
 
@@ -64,6 +68,8 @@ class Settings:
                 raise UsageError(f"{name} is {getattr(self, name)!r}: {', '.join(known)} are known")
         if self.in_flight < 1:
             raise UsageError(f"{self.in_flight} batches in flight: 1 is the least")
+        if self.rank_timeout_s is not None and not 0 <= self.rank_timeout_s < float("inf"):
+            raise UsageError(f"a rank timeout of {self.rank_timeout_s:g} s: 0 or more is wanted, 0 for none")
         for name in ("pace", "dilation"):
             value = getattr(self, name)
             if not 1 <= value < float("inf"):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import mmap
 import os
 import platform
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,10 +20,12 @@ from mpiconv.partition.box import union_size
 from mpiconv.partition.plan import FLOAT_BYTES
 from mpiconv.runtime.messages import allgather_json, bcast_json
 from mpiconv.runtime.parts import Counter, Frame, Memory
-from mpiconv.runtime.waiting import Awaited, Flags
+from mpiconv.runtime.waiting import Awaited, Flags, meet, wait
+from mpiconv.runtime.watch import Place, Watch
 
-FOLDER = "/dev/shm"  # noqa: S108 - Linux's memory that has names
 LINE_BYTES = 64
+MARK_BYTES = 16
+FINDING = "finding the ranks of each host"
 
 
 class Host:
@@ -37,6 +38,7 @@ class Host:
     """
 
     def __init__(self, comm: MPI.Intracomm, *, wanted: bool) -> None:
+        meet(comm, FINDING)
         near = MPI.Intracomm(comm.Split_type(MPI.COMM_TYPE_SHARED))
         leader = bcast_json(near, comm.rank)
         near.Free()
@@ -44,7 +46,9 @@ class Host:
         found = allgather_json(comm, [leader, MPI.Get_processor_name()] if wanted else [comm.rank])
         self._of = [found.index(one) for one in found]
         self.ranks = tuple(rank for rank, first in enumerate(self._of) if first == self._of[comm.rank])
+        meet(comm, FINDING)
         self.comm = MPI.Intracomm(comm.Split(self._of[comm.rank], comm.rank))
+        Watch.of(comm).attach(self.comm)
 
     def near(self, ranks: Sequence[int]) -> bool:
         """Whether all of these ranks see one memory, this one's or another's."""
@@ -53,28 +57,32 @@ class Host:
     def share(self, size: int) -> memoryview | None:
         """``size`` B of zeros that all these ranks see, for as long as one of them does. Collective over them.
 
-        None on all where it cannot be had: not Linux, or too little of such memory.
+        It has no name that would be left behind by a rank that is killed: the others open it through the first one's
+        process, and look whether it is what was meant. None on all where it cannot be had: not Linux, too little
+        memory, or ranks that do not see each other's processes.
         """
-        handle, path = -1, ""
+        handle, path, mark = -1, "", b""
         if self.comm.rank == 0:
             try:
-                handle, path = tempfile.mkstemp(prefix="mpiconv-", dir=FOLDER)
+                handle = os.memfd_create("mpiconv")
                 os.posix_fallocate(handle, 0, size)
+                path, mark = f"/proc/{os.getpid()}/fd/{handle}", os.urandom(MARK_BYTES)
+                os.pwrite(handle, mark, 0)
             except (OSError, AttributeError):
                 handle = _closed(handle)
-        there: str = bcast_json(self.comm, path if handle >= 0 else "")
+        path, text = bcast_json(self.comm, [path if handle >= 0 else "", mark.hex()])
         memory: mmap.mmap | None = None
         try:
-            if there and self.comm.rank:
-                handle = os.open(there, os.O_RDWR)
-            if handle >= 0:
+            if path and self.comm.rank:
+                handle = os.open(path, os.O_RDWR)
+            if handle >= 0 and os.pread(handle, MARK_BYTES, 0).hex() == text:
                 memory = mmap.mmap(handle, size)
         except OSError:
             pass
         everywhere = all(allgather_json(self.comm, memory is not None))
+        if everywhere and self.comm.rank == 0:
+            os.pwrite(handle, bytes(MARK_BYTES), 0)
         _closed(handle)
-        if path:
-            os.unlink(path)
         return memoryview(memory) if memory is not None and everywhere else None
 
 
@@ -158,10 +166,10 @@ class SharedMaps:
             made = []
             for number, part in enumerate(parts[source]):
                 begin = flags[source] + 2 * LINE_BYTES * len(frames[source]) * number
-                mine = shared[begin : begin + 2 * LINE_BYTES * len(frames[source])].cast("i")
+                mine = shared[begin : begin + 2 * LINE_BYTES * len(frames[source])].cast("q")
                 made.append(SharedExchanger(part, batch, rank, frames[source], views, mine, memory, whole.pattern))
             self.exchangers[source] = tuple(made)
-        host.comm.Barrier()
+        wait(host.comm, [host.comm.Ibarrier()], Place("making shared memory ready"))
 
 
 def _sharing(exchange: Exchange, frames: Sequence[Frame]) -> dict[Frame, tuple[int, ...]]:
@@ -250,6 +258,9 @@ class SharedExchanger:
         if self.buffer is not None or tensor is None:
             return self.buffer
         return tensor.contiguous(memory_format=self._format)
+
+    def close(self) -> None:
+        """Nothing is left to give back: the memory goes with the last tensor in it."""
 
     @staticmethod
     def _alone(exchange: Exchange, region: _Region) -> bool:

@@ -8,12 +8,16 @@ import numpy as np
 from mpi4py import MPI
 
 from mpiconv.partition.plan import ROOT
+from mpiconv.runtime.messages import bcast_json
+from mpiconv.runtime.waiting import duplicate, wait
+from mpiconv.runtime.watch import Place, Watch
 from mpiconv.signals import signal_name
 
 if TYPE_CHECKING:
     from mpiconv.signals import Caught
 
 TAG = 11
+SETTLING = "the end of the series"
 
 
 class Stopping:
@@ -31,7 +35,8 @@ class Stopping:
     """
 
     def __init__(self, comm: MPI.Intracomm, caught: Caught) -> None:
-        self._comm = comm.Dup()
+        self._comm = duplicate(comm)
+        Watch.of(comm).attach(self._comm)
         self._caught = caught
         self._silent = comm.rank != ROOT
         self._heard = 0
@@ -53,17 +58,16 @@ class Stopping:
         if self._comm.rank == ROOT:
             while self._heard < self._comm.size - 1:
                 self._hear()
-        ended = np.array([self._number], np.uint8)
-        self._comm.Bcast(ended, ROOT)
+        ended: int = bcast_json(self._comm, self._number, what=SETTLING)
         self._comm.Free()
-        return signal_name(int(ended[0]))
+        return signal_name(ended)
 
     def _say(self, number: int) -> None:
         self._silent = False
-        self._comm.Send(np.array([number], np.uint8), ROOT, TAG)
+        wait(self._comm, [self._comm.Isend(np.array([number], np.uint8), ROOT, TAG)], Place(SETTLING))
 
     def _hear(self) -> None:
         said = np.zeros(1, np.uint8)
-        self._comm.Recv(said, MPI.ANY_SOURCE, TAG)
+        wait(self._comm, [self._comm.Irecv(said, MPI.ANY_SOURCE, TAG)], Place(SETTLING))
         self._heard += 1
         self._number = self._number or int(said[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,11 +11,13 @@ import torch
 from mpiconv.errors import ModelError
 from mpiconv.nets.slices import WeightsFile, fingerprint, rows_of
 from mpiconv.partition import Box, Span
-from mpiconv.partition.exchange import exchange
-from mpiconv.partition.plan import ROOT, Plan
+from mpiconv.partition.exchange import Exchange, exchange
+from mpiconv.partition.plan import FLOAT_BYTES, ROOT, Plan
 from mpiconv.partition.receptive import layer_boxes
 from mpiconv.runtime.exchange import Exchanger, Groups
 from mpiconv.runtime.messages import allgather_json, bcast_json, on_root
+from mpiconv.runtime.parts import Frame
+from mpiconv.runtime.watch import Place
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
     from mpiconv.nets.graph import Graph, Param
 
 LayerWeights = list[dict[str, torch.Tensor]]
+
+CHUNK_BYTES = 2**22
+"""What is sent at a time, so that a rank that waits long knows a slow link from one that is down."""
 
 
 def check_state(graph: Graph, state: Mapping[str, torch.Tensor]) -> None:
@@ -97,6 +103,12 @@ class UnitWeights:
             self.nbytes += sum(tensor.nbytes for tensor in mine[-1].values())
         return mine
 
+    def close(self) -> None:
+        """Give back the communicators that it took."""
+        for group in self.groups.values():
+            group.Free()
+        self.groups = {}
+
     def _slice(self, param: Param, spans: list[Span]) -> torch.Tensor | None:
         """This rank's rows of one tensor, None if they are none. Collective."""
         readers = () if param.key in self.always_sent else self.readers
@@ -123,10 +135,31 @@ def _sent(
     tensor = None
     if comm.rank == ROOT:
         tensor = rows_of(param, state[param.key].detach()).contiguous().view(1, rows, 1, width)
-    got = Exchanger(spread, 1, comm, groups)(tensor)
+    got = _in_chunks(spread, tensor, comm, groups, Place(f"weights {param.key}"))
     need = needed[comm.rank]
     if not need or got is None:
         return None
     return got[0, slice(need.channels.lo, need.channels.hi) if comm.rank == ROOT else slice(None)].reshape(
         len(need.channels), *param.shape[1:]
     )
+
+
+def _in_chunks(
+    spread: Exchange, tensor: torch.Tensor | None, comm: MPI.Intracomm, groups: Groups, place: Place
+) -> torch.Tensor | None:
+    """Do the exchange of a map that the root owns whole, some channels at a time; what the rank has then."""
+    whole, rank = spread.owned[ROOT], comm.rank
+    rows, width = whole.shape[0], whole.shape[2]
+    step = max(1, CHUNK_BYTES // (FLOAT_BYTES * max(width, 1)))
+    got, buffer, frame = tensor, None, Frame.of(spread, rank)
+    for lo in range(0, rows, step):
+        chunk = Box(Span(lo, min(lo + step, rows)), whole.rows, whole.columns)
+        part = spread
+        if rows > step:
+            part = spread.part([chunk if r == ROOT else Box() for r in range(comm.size)])
+            part = replace(part, part_of="bcast" if spread.pattern == "bcast" else "p2p")
+        exchanger = Exchanger(part, 1, comm, groups, frame=frame, buffer=buffer)
+        buffer = exchanger.buffer
+        got = exchanger(tensor if tensor is None else tensor[:, chunk.channels.lo : chunk.channels.hi], place=place)
+        exchanger.close()
+    return tensor if rank == ROOT else got

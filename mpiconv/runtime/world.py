@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import sys
 import time
 from typing import TYPE_CHECKING, NoReturn
 
 import mpiconv
 from mpiconv.errors import MpiconvError, UsageError
-from mpiconv.runtime.messages import allgather_json
+from mpiconv.runtime.messages import allgather_json, bcast_json
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from mpiconv.runtime.watch import Watch
+
 JOIN_S = 25.0
 JOIN_VARIABLE = "MPICONV_JOIN_S"
 POLL_S = 0.001
+LEAVE_S = 3.0
+BATCH_TIMEOUT_S = 300.0
 TAG = 6
 
 LAUNCHER_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
 LAUNCHER_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
 
 
-def join_world(*, same_version: bool = True) -> MPI.Intracomm:
+def join_world(*, same_version: bool = True, rank_timeout_s: float = 0.0) -> MPI.Intracomm:
     """The communicator of all ranks, once it is sure that they belong together. Collective.
+
+    A rank that waits for another longer than rank 0's ``rank_timeout_s`` from now on gives up, unless that is 0.
 
     Raises
     ------
@@ -44,11 +52,45 @@ def join_world(*, same_version: bool = True) -> MPI.Intracomm:
                 f"({MPI.Get_library_version().split(',')[0].strip()}), also inside sbatch, or srun --mpi=pmix"
             )
     await_all(comm, _join_seconds())
+    watch = watch_over(comm)
+    watch.limit_s = watch.idle_limit_s = bcast_json(comm, rank_timeout_s)
     versions = allgather_json(comm, mpiconv.__version__)
     if same_version and len(set(versions)) > 1:
         found = ", ".join(f"rank {rank} has {version}" for rank, version in enumerate(versions))
         raise MpiconvError(f"the ranks run different versions of mpiconv: {found}; install one version on all hosts")
     return comm
+
+
+def watch_over(comm: MPI.Intracomm) -> Watch:
+    """The communicator's watch, which is made if there is none. Collective."""
+    from mpiconv.runtime.waiting import duplicate
+    from mpiconv.runtime.watch import Watch
+
+    watch = Watch.of(comm)
+    if watch.comm is None:
+        own = duplicate(comm)
+        watch = Watch(own, allgather_json(comm, socket.gethostname()))
+        watch.attach(comm, home=True)
+    return watch
+
+
+def default_timeout_s() -> float:
+    """How long a rank waits for another unless told: for ever where a person looks on, else some minutes."""
+    return 0.0 if on_terminal() and "SLURM_JOB_ID" not in os.environ else BATCH_TIMEOUT_S
+
+
+def leave(comm: MPI.Intracomm) -> None:
+    """Wait until all ranks are through, in silence: rank 0 may have much to write. Collective.
+
+    MPI would wait for that, too, but not be ended by a signal while it does.
+    """
+    from mpiconv.signals import caught
+
+    request = comm.Ibarrier()
+    while not request.Test():
+        if caught.ending and time.monotonic() - caught.when_s > LEAVE_S:
+            raise MpiconvError("ended by SIGTERM while another rank was at work")
+        time.sleep(POLL_S)
 
 
 def _join_seconds() -> float:
@@ -111,9 +153,11 @@ def fail(message: str, status: int) -> NoReturn:
 
     Several ranks often fail for one reason; the later a rank's turn, the longer it waits for another to have ended it.
     """
+    for number in (signal.SIGTERM, signal.SIGINT):  # the launcher ends the ranks whose turn has not come
+        signal.signal(number, signal.SIG_DFL)
     rank = launcher_rank()
     if rank:
-        time.sleep(min(0.5 + 0.6 * rank, 3.5))
+        time.sleep(min(0.9 + 0.6 * rank, 3.5))
     print(f"mpiconv: error: {message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     if "mpi4py.MPI" in sys.modules:

@@ -1,0 +1,57 @@
+"""The batches of a stream, as far as they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+
+Check = Callable[[torch.Tensor | None], torch.Tensor | None]
+
+
+class Feed:
+    """What rank 0 streams, and until when: the batches' end, an exception that they raise, or ``end``.
+
+    Parameters
+    ----------
+    batches
+        The user's; None for none.
+    check
+        Raises an exception for a batch that does not fit, else returns it.
+    copied
+        The memory format in which every batch is copied, since the user may write over it; None for no copies.
+
+    Attributes
+    ----------
+    error
+        The exception that ended it, to be raised once what came before is done.
+    """
+
+    def __init__(
+        self, batches: Iterable[torch.Tensor] | None, check: Check, copied: torch.memory_format | None
+    ) -> None:
+        self.error: BaseException | None = None
+        self._check, self._copied = check, copied
+        self._source: Iterator[torch.Tensor] | None = None
+        self._batches = batches
+
+    def end(self) -> None:
+        """Ask for no more."""
+        self._source = self._batches = None
+
+    def next(self) -> torch.Tensor | None:
+        """The next batch; None for no more."""
+        try:
+            if self._batches is not None:
+                self._source, self._batches = iter(self._batches), None
+            if self._source is None:
+                return None
+            images = self._check(next(self._source))
+        except StopIteration:
+            self.end()
+            return None
+        except BaseException as error:
+            self.end()
+            self.error = error
+            return None
+        return images if images is None or self._copied is None else images.clone(memory_format=self._copied)
