@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import NoReturn
 
 import mpiconv
@@ -29,6 +31,10 @@ COMMANDS = {
 }
 
 
+UNREAD = 128 + signal.SIGPIPE
+"""The exit status of a command whose output nobody reads any more, as of those that the signal ends."""
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, printed once for all ranks."""
 
@@ -42,12 +48,18 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; on an error every rank of the job is ended."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _open_streams()
     try:
-        return _main(words)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            return 0
-        _fail(f"ended with status {stop.code}", 1)
+        try:
+            status = _main(words)
+        except SystemExit as stop:
+            if stop.code not in (0, None):
+                _fail(f"ended with status {stop.code}", 1)
+            status = 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        _fail("", UNREAD)
     except MpiconvError as error:
         _fail(str(error), error.exit_status)
     except KeyboardInterrupt:
@@ -59,6 +71,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         _fail(f"rank {launcher_rank()}: {reason} (MPICONV_DEBUG=1 shows where)", 1)
+
+
+def _open_streams() -> None:
+    """See that stdout and stderr are there and take any text, whatever the locale and whatever was closed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # noqa: PERF203 - thrice
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for the rest of the process
+        stream = getattr(sys, name)
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _main(words: list[str]) -> int:

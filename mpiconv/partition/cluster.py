@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mpiconv.errors import MpiconvError
+from mpiconv.files import write_text
+from mpiconv.text import safe_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -182,15 +183,7 @@ class Cluster:
 
         Raises MpiconvError, naming the file, where it cannot be written.
         """
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(self.to_toml(), encoding="utf-8")
-            os.replace(temporary, path)
-        except OSError as error:
-            raise MpiconvError(f"cannot write {path}: {error.strerror}") from None
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_text(path, self.to_toml())
 
     @classmethod
     def load(cls, path: str | Path) -> Cluster:
@@ -301,4 +294,5 @@ def _toml(value: Any) -> str:
     """A value as TOML; JSON's way to write text and numbers is TOML's too, but for the character DEL."""
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    text = safe_text(value) if isinstance(value, str) else value
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

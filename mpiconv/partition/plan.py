@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpiconv.errors import PlanError, UsageError
+from mpiconv.files import write_text
 from mpiconv.nets.graph import PICTURE, Graph
 from mpiconv.partition.box import Box, hull, normalised
 from mpiconv.partition.exchange import Exchange, exchange
@@ -205,8 +206,11 @@ class Plan:
         return plan
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict()) + "\n", encoding="utf-8")
+        """Write the plan as JSON: whole, or not at all.
+
+        Raises MpiconvError, naming the file, where it cannot be written.
+        """
+        write_text(path, json.dumps(self.to_dict()) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

@@ -54,6 +54,11 @@ class Recorder:
         if self._meter is not None:
             self._meter.start()
 
+    def resume(self) -> None:
+        """Go on measuring energy after a ``record``, which ends that."""
+        if self._meter is not None:
+            self._meter.resume()
+
     def record(self, pace: float) -> Record:
         """What this rank measured, its times on its own clock."""
         units, rank, repeats = range(len(self.plan.graph.units)), self.comm.rank, len(self._stamps)

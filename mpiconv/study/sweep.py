@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mpiconv.errors import MpiconvError, UsageError
-from mpiconv.measure.results import ended_early
+from mpiconv.measure.results import STILL_RUNNING, ended_early
 from mpiconv.signals import Caught
 
 if sys.version_info >= (3, 11):
@@ -139,6 +139,8 @@ def why_not_done(output: Path) -> str:
         signal_name = ended_early(output)
     except MpiconvError as error:
         return str(error)
+    if signal_name == STILL_RUNNING:
+        return "was still running when it was written last"
     return f"ended early by {signal_name}" if signal_name else ""
 
 
