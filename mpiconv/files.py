@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mpiconv.errors import MpiconvError
-from mpiconv.text import safe_text
+from mpiconv.text import encodable, safe_text
 
 ENDING = ".mpiconv-tmp"
 LONGEST_STEM_BYTES = 200
@@ -89,7 +89,7 @@ def replaced(path: str | Path) -> Iterator[BinaryIO]:
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file as UTF-8, as ``replaced`` does. Raises MpiconvError as it does."""
     with replaced(path) as file:
-        file.write(safe_text(text).encode())
+        file.write(encodable(text).encode())
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
@@ -99,7 +99,7 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     with replaced(path) as file:
-        file.write(text.getvalue().encode("utf-8", "backslashreplace"))
+        file.write(encodable(text.getvalue()).encode())
 
 
 def _target(path: str | Path) -> Path:

@@ -12,8 +12,8 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """All control characters but the tab and the end of a line."""
 
 
-def safe_text(text: str) -> str:
-    r"""Text that UTF-8 can hold and a terminal can show: odd bytes of a file's name and control characters as ``\xNN``.
+def encodable(text: str) -> str:
+    r"""Text that UTF-8 can hold: the odd bytes of a file's name as ``\xNN``.
 
     Python keeps a byte that is not UTF-8 as half of a surrogate pair, which can be neither printed nor written.
     """
@@ -21,8 +21,12 @@ def safe_text(text: str) -> str:
         raw = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         raw = text.encode("utf-8", "backslashreplace")
-    decoded = raw.decode("utf-8", "backslashreplace")
-    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", decoded)
+    return raw.decode("utf-8", "backslashreplace")
+
+
+def safe_text(text: str) -> str:
+    r"""Text that is ``encodable`` and that a terminal or HDF5 can hold too: control characters as ``\xNN``."""
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", encodable(text))
 
 
 def to_json(value: Any) -> str:

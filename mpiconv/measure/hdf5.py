@@ -90,8 +90,8 @@ def opened(path: str | Path) -> Iterator[h5py.File]:
         raise MpiconvError(f"cannot read {path}: {error.strerror or error}") from None
     except Exception as error:  # of any type, h5py raises also KeyError, RuntimeError, TypeError and others
         if not h5py.is_hdf5(path):
-            raise MpiconvError(f"{path} is no HDF5 file, or a cut one: {error}") from None
-        raise MpiconvError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+            raise MpiconvError(f"{path} is no HDF5 file: {error}") from None
+        raise MpiconvError(f"{path} is damaged or cut short: {' '.join(str(error).split())}") from None
 
 
 def _check(file: h5py.File, most_bytes: int) -> None:

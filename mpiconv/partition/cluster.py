@@ -13,7 +13,7 @@ from typing import Any
 
 from mpiconv.errors import MpiconvError
 from mpiconv.files import write_text
-from mpiconv.text import safe_text
+from mpiconv.text import encodable
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -294,5 +294,5 @@ def _toml(value: Any) -> str:
     """A value as TOML; JSON's way to write text and numbers is TOML's too, but for the character DEL."""
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
-    text = safe_text(value) if isinstance(value, str) else value
+    text = encodable(value) if isinstance(value, str) else value
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
