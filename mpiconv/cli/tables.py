@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mpiconv.text import safe_text
+
 if TYPE_CHECKING:
     from mpiconv.cli.setup import Job
     from mpiconv.measure import Record
@@ -39,7 +41,9 @@ def summary(
 ) -> str:
     """The answers, what was run, whether it is exact, and how long it took."""
     plan = job.plan
-    lines = [f"{line['image']}  {line['label']}  {line['score']:.3f}" for line in predictions[:SHOWN_ANSWERS]]
+    lines = [
+        safe_text(f"{line['image']}  {line['label']}  {line['score']:.3f}") for line in predictions[:SHOWN_ANSWERS]
+    ]
     if len(predictions) > SHOWN_ANSWERS:
         lines.append(f"... and {len(predictions) - SHOWN_ANSWERS} more (--answers or --json give all)")
     threads = sorted({int(n) for n in record.threads})
