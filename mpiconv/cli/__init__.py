@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if stop.code not in (0, None):
                 _fail(f"ended with status {stop.code}", 1)
             status = 0
-        _flush()
+        sys.stdout.flush()
         return status
     except BrokenPipeError:
         _fail("", UNREAD)
@@ -71,16 +71,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         _fail(f"rank {launcher_rank()}: {reason} (MPICONV_DEBUG=1 shows where)", 1)
-
-
-def _flush() -> None:
-    """Have what was printed where it belongs. Raises MpiconvError where that has no room for it."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise MpiconvError(f"cannot write to stdout: {error.strerror}") from None
 
 
 def _open_streams() -> None:

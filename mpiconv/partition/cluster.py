@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -13,14 +11,11 @@ from typing import Any
 
 from mpiconv.errors import MpiconvError
 from mpiconv.files import write_text
+from mpiconv.reading import read_toml
 from mpiconv.text import encodable
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 CLUSTER_VERSION = 1
+LARGEST = 1e30
 
 UNIT_KINDS = ("conv1x1", "conv3x3", "conv5x5", "conv7x7", "conv11x11", "depthwise3x3", "linear")
 """The kinds of unit whose speed is known of every device: convolutions by kernel size, and fully connected layers."""
@@ -191,12 +186,9 @@ class Cluster:
 
         Raises MpiconvError, naming the file and the key, where it is missing or wrong.
         """
+        data = read_toml(path, "cluster")
         try:
-            return cls.from_dict(tomllib.loads(Path(path).read_text(encoding="utf-8")))
-        except OSError as error:
-            raise MpiconvError(f"cannot read the cluster {path}: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise MpiconvError(f"{path} is not TOML: {error}") from None
+            return cls.from_dict(data)
         except MpiconvError as error:
             raise MpiconvError(f"{path}: {error}") from None
 
@@ -280,13 +272,13 @@ def _tables(key: str, values: Any) -> list[Mapping[str, Any]]:
 
 
 def _above_zero(where: str, key: str, value: float) -> None:
-    if not 0 < value < math.inf:
+    if not 0 < value < LARGEST:
         raise MpiconvError(f"{where}: {key} is {value!r}, a number above 0 is wanted")
 
 
 def _at_least(where: str, least: int, **values: float) -> None:
     for key, value in values.items():
-        if not least <= value < math.inf:
+        if not least <= value < LARGEST:
             raise MpiconvError(f"{where}: {key} is {value!r}, a number from {least} up is wanted")
 
 
