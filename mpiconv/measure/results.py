@@ -131,7 +131,8 @@ def read_file(path: str | Path, kinds: Sequence[str] = KINDS_OF_FILE) -> Any:
         kind = _kind_of(file)
         if kind not in kinds:
             raise MpiconvError(f"{kind}, not the result of one run{ADVICE[kind]}")
-        with xarray.open_dataset(path, engine="h5netcdf") as data:
+        # by a file of ours, for xarray leaves open what it cannot read
+        with open(path, "rb") as raw, xarray.open_dataset(raw, engine="h5netcdf") as data:
             found = data.load()
         if kind == RUN:
             check_run(found)
