@@ -35,7 +35,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mpiconv.study.benchmark import AT_ONCE, COMPUTING, EXCHANGING  # noqa: E402 - of this checkout
+from mpiconv.files import check_writable, write_text  # noqa: E402 - of this checkout
+from mpiconv.study.benchmark import AT_ONCE, COMPUTING, EXCHANGING  # noqa: E402
 
 SEED = 0
 START_S = 180
@@ -483,6 +484,8 @@ def main() -> int:
     labels = [label for label in MEASURES if not arguments.only or arguments.only in label]
     if not labels:
         parser.error(f"no network has {arguments.only!r} in its name: {', '.join(MEASURES)}")
+    for path in filter(None, (arguments.out, arguments.page)):
+        check_writable(path)
     found = {label: MEASURES[label](label, 2 if arguments.quick else arguments.rounds) for label in labels}
     found = {label: one for label, one in found.items() if one["times"]}
     result = Benchmark.of(found, machine())
@@ -493,7 +496,7 @@ def main() -> int:
     if arguments.page:
         figure = Path(arguments.page).with_suffix(".png")
         chart(result, figure)
-        Path(arguments.page).write_text(page(result, figure.name), encoding="utf-8")
+        write_text(arguments.page, page(result, figure.name))
     return 0
 
 

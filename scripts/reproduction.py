@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from mpiconv.errors import MpiconvError
+from mpiconv.files import replaced
 from mpiconv.nets import Info, load_model
 from mpiconv.nets.datasets import LabelledPictures, open_data
 from mpiconv.nets.pictures import read_picture
@@ -24,7 +25,9 @@ def shrink(folder: Path) -> None:
     for path in folder.glob("figure*.png"):
         with Image.open(path) as image:
             if image.mode != "P":
-                image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+                smaller = image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+                with replaced(path) as file:
+                    smaller.save(file, "PNG", optimize=True)
 
 
 def main() -> int:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import json
-import math
 import os
 import re
 import shlex
@@ -30,14 +29,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of this checkout, also where none is installed
+
+from mpiconv.errors import MpiconvError
+from mpiconv.reading import read_toml
 
 STATE = Path("/run/mpiconv-testbed")
 LEAST_BYTES_PER_S = 20_000
 MOST_DEVICES = 253
+LARGEST = 1e12
 GRACE_S = 10
 LOSS_BASED = "for name in cubic reno; do echo $name > /proc/sys/net/ipv4/tcp_congestion_control && break; done"
 """What boards use; a host's BBR takes the kernel's token bucket for a faster link and wastes more than half of it."""
@@ -88,6 +88,8 @@ class Lab:
 
     def check(self) -> None:
         """Raise LabError for what cannot be emulated."""
+        if not self.dilation >= 1:
+            raise LabError(f"dilation {self.dilation:g}: 1 is the least")
         names = [device.name for device in self.devices]
         if not names:
             raise LabError("a lab needs at least one [[device]]")
@@ -107,8 +109,6 @@ class Lab:
                 )
         if self.medium not in MEDIA:
             raise LabError(f"medium {self.medium!r}: {' or '.join(MEDIA)} is wanted")
-        if self.dilation < 1:
-            raise LabError(f"dilation {self.dilation:g}: 1 is the least")
 
     def link_bytes_per_s(self, device: Device) -> float:
         """The rate that tc is told, slowed by the dilation."""
@@ -126,14 +126,14 @@ class Lab:
 def read_lab(path: str) -> Lab:
     """A lab from its TOML file; a wrong key is named with the nearest right one."""
     try:
-        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LabError(f"cannot read the lab {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise LabError(f"{path} is not TOML: {error}") from None
+        data = read_toml(path, "lab")
+    except MpiconvError as error:
+        raise LabError(str(error)) from None
     tables = data.pop("device", [])
     fields = {"medium", "rate_mb_per_s", "dilation"}
     _known(path, data, fields)
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise LabError(f"{path}: device is {tables!r}: tables that begin with [[device]] are wanted")
     for table in tables:
         _known(path, table, {*Device.__dataclass_fields__, "count"})
     try:
@@ -161,7 +161,7 @@ def _known(path: str, table: dict[str, Any], keys: set[str]) -> None:
         text = key in ("name", "medium")
         if isinstance(value, bool) or not isinstance(value, str if text else int | float):
             raise LabError(f"{path}: {key} is {value!r}, {'a text' if text else 'a number'} is wanted")
-        if not text and not 0 <= value < math.inf:
+        if not text and not 0 <= value < LARGEST:
             raise LabError(f"{path}: {key} is {value!r}, a number from 0 up is wanted")
 
 

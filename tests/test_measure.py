@@ -105,7 +105,7 @@ def test_open_several(tmp_path, written):
 
 
 def test_files_that_are_refused(tmp_path, written):
-    cases = {"cut.h5": "or a cut one", "empty.h5": "is no HDF5 file", "text.h5": "is no HDF5 file"}
+    cases = {"cut.h5": "is damaged or cut short", "empty.h5": "is no HDF5 file", "text.h5": "is no HDF5 file"}
     (tmp_path / "cut.h5").write_bytes(written.read_bytes()[:3000])
     (tmp_path / "empty.h5").write_bytes(b"")
     (tmp_path / "text.h5").write_text("not HDF5")

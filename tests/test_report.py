@@ -183,7 +183,7 @@ def test_errors(words, status, word):
 def test_no_write_permission(files):
     ended = mpiconv(0, "report", files[0], "--out", "/proc/report.html")
     assert (ended.status, len(ended.errors)) == (1, 1)
-    assert "cannot write to /proc/report_files" in ended.errors[0]
+    assert "cannot write to the folder /proc" in ended.errors[0]
 
 
 def test_imbalance_and_summary(files):

@@ -92,7 +92,10 @@ def test_what_cannot_be_combined(files, tmp_path):
         combine([])
     (tmp_path / "x.h5").write_text("no")
     with pytest.raises(MpiconvError, match=r"x\.h5 is no HDF5 file"):
-        combine([files[0], tmp_path / "x.h5"])
+        combine([tmp_path / "x.h5"])
+    left: list[str] = []
+    assert combine([files[0], tmp_path / "x.h5"], left.append).sizes["run"] == 1
+    assert "x.h5 is no HDF5 file" in left[0]
     data = combine(files[:1])
     write_combined(data.drop_vars("pace"), tmp_path / "old.h5")
     with pytest.raises(MpiconvError, match=r"old\.h5 holds combined runs, but has no pace"):

@@ -28,7 +28,6 @@ from mpiconv.nets.weights import read_weights
 from mpiconv.partition import SCHEMES
 from mpiconv.training import Settings, train
 from mpiconv.training.batches import Changes, change, draw_changes, epoch_batches, share
-from mpiconv.training.checkpoint import write_whole
 from mpiconv.training.trainer import checkpoint_of
 from tests import cifar
 from tests.conftest import ROOT, clean_environment, execute, mpiconv
@@ -157,20 +156,6 @@ def test_a_finished_training_is_not_gone_on_with(trained):
     before = trained.stat().st_mtime_ns, checkpoint_of(trained).stat().st_mtime_ns
     assert len(train(SMALL, MPI.COMM_SELF, trained, resume=True)) == 3
     assert before == (trained.stat().st_mtime_ns, checkpoint_of(trained).stat().st_mtime_ns)
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "f"
-    path.write_text("before")
-
-    def fail(temporary):
-        temporary.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(MpiconvError, match=r"cannot write .*: disk full"):
-        write_whole(path, fail)
-    assert path.read_text() == "before"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_what_the_weights_say_of_themselves(trained):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import NoReturn
 
 import mpiconv
@@ -34,6 +36,10 @@ COMMANDS = {
 }
 
 
+UNREAD = 128 + signal.SIGPIPE
+"""The exit status of a command whose output nobody reads any more, as of those that the signal ends."""
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, printed once for all ranks."""
 
@@ -47,12 +53,18 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; on an error every rank of the job is ended."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _open_streams()
     try:
         try:
             arguments = _parsed(words)
         except SystemExit as stop:  # --help and --version; wrong words are the parser's error
+            sys.stdout.flush()
             return int(stop.code or 0)
-        return int(arguments.run(arguments))
+        status = int(arguments.run(arguments))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        _fail("", UNREAD)
     except MpiconvError as error:
         _fail(str(error), error.exit_status)
     except KeyboardInterrupt:
@@ -66,6 +78,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         from mpiconv.runtime.world import launcher_rank
 
         _fail(reason(error, launcher_rank()), 1)
+
+
+def _open_streams() -> None:
+    """See that stdout and stderr are there and take any text, whatever the locale and whatever was closed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # noqa: PERF203 - thrice
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for the rest of the process
+        stream = getattr(sys, name)
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _parsed(words: list[str]) -> argparse.Namespace:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from math import isnan
 
@@ -15,6 +14,7 @@ from mpiconv.errors import MpiconvError
 from mpiconv.runtime.doctor import Findings, examine
 from mpiconv.runtime.preflight import ask_hosts, read_hosts
 from mpiconv.runtime.world import join_world, launcher_rank
+from mpiconv.text import to_json
 
 
 def diagnose(arguments: argparse.Namespace) -> int:
@@ -26,7 +26,7 @@ def diagnose(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(arguments.threads)
     found = examine(comm, pace_of(arguments, comm.rank, comm.size), arguments.dilation)
     if comm.rank == 0:
-        print(json.dumps(_plain(found)) if arguments.json else _tables(found), flush=True)
+        print(to_json(asdict(found) | {"shares": found.shares}) if arguments.json else _tables(found), flush=True)
         if found.errors:
             raise MpiconvError(found.errors[0])
     comm.Barrier()
@@ -42,7 +42,7 @@ def call_hosts(arguments: argparse.Namespace) -> int:
         return 0
     answers = ask_hosts(read_hosts(arguments.hostfile))
     if arguments.json:
-        print(json.dumps(answers))
+        print(to_json(answers))
     else:
         width = max(len(host) for host in answers)
         print("\n".join(f"{host:{width}}  {reason or 'answers'}" for host, reason in answers.items()))
@@ -53,14 +53,6 @@ def call_hosts(arguments: argparse.Namespace) -> int:
             f"~/.ssh/config or /etc/hosts, until 'ssh {silent[0]} true' works without a password"
         )
     return 0
-
-
-def _plain(found: Findings) -> dict[str, object]:
-    """JSON has no NaN: null on the diagonals."""
-    plain = asdict(found) | {"shares": found.shares}
-    for key in ("bytes_per_s", "latency_s"):
-        plain[key] = [[None if isnan(value) else value for value in row] for row in plain[key]]
-    return plain
 
 
 def _tables(found: Findings) -> str:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -17,14 +16,14 @@ import torch
 from mpi4py import MPI
 from tqdm import tqdm
 
-from mpiconv.cli.options import pace_of, settings_of
+from mpiconv.cli.options import Every, pace_of, settings_of
+from mpiconv.cli.saving import Results, check_outputs, so_far
 from mpiconv.cli.setup import REPEATS, Job, prepare
 from mpiconv.cli.startup import Startup
 from mpiconv.cli.tables import latency, ranks_at_work, summary, throughput_fps, where_time_went
 from mpiconv.errors import MpiconvError, UsageError
 from mpiconv.measure import Record
-from mpiconv.measure.energy import EnergyProfile
-from mpiconv.measure.results import check_writable, write_results
+from mpiconv.measure.results import write_results
 from mpiconv.nets.datasets import LabelledPictures
 from mpiconv.nets.outputs import Difference
 from mpiconv.nets.pictures import ahead
@@ -38,6 +37,7 @@ from mpiconv.runtime.weights import readers_of
 from mpiconv.runtime.wire import WIRES
 from mpiconv.runtime.world import default_timeout_s, join_world, leave, on_terminal
 from mpiconv.signals import Caught
+from mpiconv.text import to_json
 
 CHECKED_BATCHES = 16
 TOLERANCE = 1e-5
@@ -59,9 +59,7 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     startup.done("imports and MPI")
 
     def ready() -> Job:
-        for path in (arguments.output, arguments.answers):
-            if path:
-                check_writable(path)
+        check_outputs(arguments)
         return prepare(arguments, comm.size)
 
     job = on_root(comm, ready, what="loading the network and the pictures")
@@ -76,9 +74,10 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     stopping = Stopping(comm, caught)
     caught.at_once = False
     if job is None:
-        outputs, done = list[Any](), _follow(net, stopping)
+        outputs, done = list[Any](), _follow(net, stopping, arguments.save_every)
     else:
-        outputs, done = _run_all(arguments, job, net, stopping, startup)
+        results = _results(arguments, job, net, startup)
+        outputs, done = _run_all(arguments, job, net, stopping, startup, results)
     ended_early = stopping.settle()
     if done < 1:
         raise MpiconvError(
@@ -89,7 +88,7 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     if job is not None and record is not None:
         if ended_early:
             _tell_early(ended_early, done, job, arguments)
-        status = _finish(arguments, job, record, outputs, net, ended_early, startup)
+        status = _finish(arguments, job, record, outputs, net, ended_early, startup, results)
     leave(comm)
     return status
 
@@ -118,20 +117,37 @@ def _frames(arguments: argparse.Namespace, job: Job) -> int:
     return max(int(arguments.repeats or unasked), job.batches)
 
 
-def _follow(net: DistributedNet, stopping: Stopping) -> int:
+def _results(arguments: argparse.Namespace, job: Job, net: DistributedNet, startup: Startup) -> Results:
+    """The files that are to be written."""
+
+    def write(record: Record, ended_early: str, check: dict[str, Any] | None, about: dict[str, Any]) -> None:
+        found = _attributes(arguments, job, check, net, record, ended_early) | about
+        write_results(arguments.output, record, job.profile, found | {"startup_s": startup.seconds})
+
+    return Results(arguments, write)
+
+
+def _follow(net: DistributedNet, stopping: Stopping, save_every: Every | None) -> int:
     """Run warm-up and inferences on a rank other than the root, until it ends them; how many were measured."""
     for _ in net.stream():
         stopping.look()
     net.reset()
-    done = 0
-    for _ in net.stream():
-        stopping.look()
-        done += 1
+    done, more = 0, True
+    while more:
+        for _ in net.stream():
+            stopping.look()
+            done += 1
+        more = save_every is not None and so_far(net)[0]
     return done
 
 
 def _run_all(
-    arguments: argparse.Namespace, job: Job, net: DistributedNet, stopping: Stopping, startup: Startup
+    arguments: argparse.Namespace,
+    job: Job,
+    net: DistributedNet,
+    stopping: Stopping,
+    startup: Startup,
+    results: Results,
 ) -> tuple[list[Any], int]:
     """Run all inferences on the root, or those until a signal.
 
@@ -142,23 +158,26 @@ def _run_all(
     for _ in net.stream(_until_signal(itertools.repeat(first, arguments.warmup), stopping), copy=False):
         startup.done("first picture")
     net.reset()
-    frames, done = _frames(arguments, job), 0
+    frames, done, more = _frames(arguments, job), 0, True
     batches = itertools.repeat(first, frames) if job.batches == 1 else ahead(job.batch, frames, net.settings.in_flight)
+    batches = _until_signal(batches, stopping)
     hidden = arguments.quiet or not on_terminal()
     with (
-        open(arguments.answers, "w", encoding="utf-8") if arguments.answers else nullcontext() as answers,
+        closing(results.answers) as answers,
         tqdm(total=frames, desc="inferences", unit="", disable=hidden, file=sys.stderr) as bar,
     ):
-        for output in net.stream(_until_signal(batches, stopping), copy=False):
-            startup.done("first picture")
-            done += 1
-            bar.update()
-            if done > job.batches:
-                continue
-            outputs.append(output)
-            if answers is not None:
-                for line in _predictions(job, output, done - 1):
-                    print(json.dumps({k: line[k] for k in ("index", "label", "score")}), file=answers, flush=True)
+        while more:
+            for output in net.stream(results.until_due(batches), copy=False):
+                startup.done("first picture")
+                done += 1
+                bar.update()
+                if done > job.batches:
+                    continue
+                outputs.append(output)
+                if arguments.answers:
+                    for line in _predictions(job, output, done - 1):
+                        answers.add({key: line[key] for key in ("index", "label", "score")})
+            more = results.save_so_far(net, done < frames and not stopping.look())
     return outputs, done
 
 
@@ -242,21 +261,19 @@ def _finish(
     net: DistributedNet,
     ended_early: str,
     startup: Startup,
+    results: Results,
 ) -> int:
     """What rank 0 does with the outputs and measurements of all ranks."""
+    results.save(record, ended_early)  # before the rest, which may fail or be ended
     check = _check(job, outputs, net.settings) if arguments.check else None
-    profile = job.profile
     predictions = [line for index, output in enumerate(outputs) for line in _predictions(job, output, index)]
     accuracy = _accuracy(job, outputs)
-    if arguments.output:
-        about = {"data": arguments.data, **accuracy} if accuracy else {}
-        about |= {"startup_s": startup.seconds}
-        attributes = _attributes(arguments, job, check, net, record, ended_early) | about
-        write_results(arguments.output, record, profile, attributes)
+    if check or accuracy:
+        results.save(record, ended_early, check, {"data": arguments.data, **accuracy} if accuracy else {})
     if arguments.json:
-        print(json.dumps(_report(arguments, job, record, profile, predictions, check) | accuracy))
+        print(to_json(_report(job, record, predictions, check, results) | accuracy))
     else:
-        print(summary(job, record, predictions, check))
+        print(summary(job, record, predictions, check, results.paused_s))
         if accuracy:
             print(f"accuracy {accuracy['accuracy']:.2%} of {accuracy['answered']} pictures ({arguments.data})")
         if not arguments.quiet:
@@ -264,9 +281,10 @@ def _finish(
             print(ranks_at_work(record))
             _tell_energy(record, job, net.no_meter)
             print(startup)
-            if arguments.output:
-                print(f"results  {arguments.output}")
+            if results.path:
+                print(f"results  {results.path}")
     sys.stdout.flush()
+    results.raise_problem()
     if check is not None and not max(check["max_rel_error"], check["eager_rel_error"]) <= check["tolerance"]:
         if check["problem"]:
             raise MpiconvError(f"the split output is none that the unsplit model gives: {check['problem']}")
@@ -335,9 +353,7 @@ def _attributes(
     }
 
 
-def _report(
-    arguments: argparse.Namespace, job: Job, record: Record, profile: EnergyProfile, predictions: list[Any], check: Any
-) -> dict[str, Any]:
+def _report(job: Job, record: Record, predictions: list[Any], check: Any, results: Results) -> dict[str, Any]:
     """The object that --json prints."""
     return {
         "model": job.info.name,
@@ -346,16 +362,16 @@ def _report(
         "batch": job.plan.batch,
         "input_shape": list(job.plan.input_shape),
         "latency_s": latency(record),
-        "throughput_fps": throughput_fps(record, job.plan.batch),
+        "throughput_fps": throughput_fps(record, job.plan.batch, results.paused_s),
         "bytes_sent": record.bytes_sent.sum(axis=1).tolist(),
         "bytes_received": record.bytes_received.sum(axis=1).tolist(),
         "weight_bytes": record.weight_bytes.tolist(),
         "peak_rss_bytes": record.peak_rss_bytes.tolist(),
-        "compute_energy_j": profile.compute_joules(record).tolist(),
-        "transfer_energy_j": profile.transfer_joules(record).tolist(),
+        "compute_energy_j": job.profile.compute_joules(record).tolist(),
+        "transfer_energy_j": job.profile.transfer_joules(record).tolist(),
         "predictions": [{key: line[key] for key in ("image", "label", "score")} for line in predictions],
         "check": check,
-        "output": arguments.output,
+        "output": results.path,
     }
 
 

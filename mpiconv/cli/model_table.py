@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import re
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -13,12 +11,14 @@ from torch import nn
 
 from mpiconv.cli.setup import build_model
 from mpiconv.cli.tables import align
-from mpiconv.errors import MpiconvError, UsageError
+from mpiconv.errors import UsageError
+from mpiconv.files import write_csv
 from mpiconv.nets import Info, trace
 from mpiconv.nets.pictures import read_picture
 from mpiconv.partition import make_plan
 from mpiconv.study.equations import MpiRow, Row, mpi_rows, rows
 from mpiconv.study.figures import figure_3, figure_4, figure_6, figure_7
+from mpiconv.text import to_json
 
 
 def show(arguments: argparse.Namespace) -> int:
@@ -38,7 +38,7 @@ def show(arguments: argparse.Namespace) -> int:
     if arguments.csv:
         _write_csv(arguments.csv, paper, exact)
     if arguments.json:
-        print(json.dumps([asdict(row) for row in paper]))
+        print(to_json([asdict(row) for row in paper]))
     else:
         print(
             f"{graph.model}, input {'x'.join(map(str, info.input_shape))}; one of N equal devices; elements and FLOPs"
@@ -61,13 +61,7 @@ def _write_csv(path: str, paper: list[Row], exact: list[MpiRow]) -> None:
         asdict(p) | {f"mpi_{k}": v for k, v in asdict(e).items() if k not in ("layer", "devices")}
         for p, e in zip(paper, exact, strict=True)
     ]
-    try:
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(both[0]))
-            writer.writeheader()
-            writer.writerows(both)
-    except OSError as error:
-        raise MpiconvError(f"cannot write {path}: {error.strerror}") from None
+    write_csv(path, both)
 
 
 def _draw(arguments: argparse.Namespace, model: nn.Module, info: Info) -> None:

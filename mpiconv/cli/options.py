@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mpiconv.errors import UsageError
@@ -188,6 +189,29 @@ def pace_of(arguments: argparse.Namespace, rank: int, ranks: int) -> float:
         if not 1 <= value < math.inf:
             raise UsageError(f"a pace or dilation of {value:g}: 1 is the least, a core cannot be made faster")
     return paces[rank if len(paces) > 1 else 0]
+
+
+@dataclass(frozen=True)
+class Every:
+    """After how many measured inferences, or else after how many seconds, the results so far are written."""
+
+    inferences: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, text: str) -> Every:
+        """``100`` as inferences, ``30s`` as seconds. Raises ArgumentTypeError for anything else."""
+        found = re.fullmatch(r"(\d{1,9})|(\d{1,9}(?:\.\d{1,9})?)s", text, re.ASCII)
+        every = cls(int(found[1] or 0), float(found[2] or 0)) if found else cls()
+        if not every.inferences and not every.seconds:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is neither a number of inferences like 100 nor seconds like 30s"
+            )
+        return every
+
+    def over(self, inferences: int, seconds: float) -> bool:
+        """Whether it is time, so many inferences and seconds after the last."""
+        return inferences >= self.inferences > 0 or seconds >= self.seconds > 0
 
 
 def positive(text: str) -> int:

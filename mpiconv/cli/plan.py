@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan; exit status 0."""
     from mpiconv.partition import Plan
+    from mpiconv.text import to_json
 
     if arguments.plan:
         plan = Plan.load(arguments.plan)
@@ -30,5 +31,5 @@ def run(arguments: argparse.Namespace) -> int:
         plan = plan_for(arguments, model, (arguments.batch, *info.input_shape), arguments.ranks)
     if arguments.save:
         plan.save(arguments.save)
-    print(plan.to_json() if arguments.json else plan)
+    print(to_json(plan.to_dict()) if arguments.json else plan)
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 
 import torch
@@ -11,11 +10,12 @@ from tqdm import tqdm
 
 from mpiconv.cli.options import pace_of
 from mpiconv.cli.tables import align
-from mpiconv.measure.results import check_writable
+from mpiconv.files import check_writable
 from mpiconv.partition.cluster import UNIT_KINDS, Cluster
 from mpiconv.runtime.messages import on_root
 from mpiconv.runtime.probing import probe
 from mpiconv.runtime.world import join_world, on_terminal
+from mpiconv.text import to_json
 
 
 def measure(arguments: argparse.Namespace) -> int:
@@ -32,7 +32,7 @@ def measure(arguments: argparse.Namespace) -> int:
         for note in notes:
             print(f"mpiconv: note: {note}", file=sys.stderr, flush=True)
         cluster.save(arguments.out)
-        print(json.dumps(cluster.to_dict()) if arguments.json else f"{tables(cluster)}\ncluster  {arguments.out}")
+        print(to_json(cluster.to_dict()) if arguments.json else f"{tables(cluster)}\ncluster  {arguments.out}")
         sys.stdout.flush()
 
     on_root(comm, write)

@@ -36,12 +36,13 @@ def run(arguments: argparse.Namespace) -> int:
 
         return combined_or_figure(arguments)
     arguments.out = arguments.out or "report.html"
+    from mpiconv.cli.notes import note
     from mpiconv.errors import UsageError
     from mpiconv.study.report import write_report, write_trace  # not before: --help needs no numpy
 
     if arguments.trace and len(arguments.files) != 1:
         raise UsageError(f"--trace shows one run and {len(arguments.files)} files are given")
-    beside = write_report(arguments.files, arguments.out, arguments.title)
+    beside = write_report(arguments.files, arguments.out, arguments.title, note)
     print(f"report   {arguments.out}\nbeside   {beside}")
     if arguments.trace:
         write_trace(arguments.files[0], arguments.trace)

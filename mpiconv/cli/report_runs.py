@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mpiconv.cli.notes import note
 from mpiconv.errors import UsageError
 from mpiconv.study.combined import combine, points, write_combined
 from mpiconv.study.curves import figure_8, figure_9
@@ -14,7 +15,7 @@ def combined_or_figure(arguments: argparse.Namespace) -> int:
     """Combine the files and write them, or draw a figure from them."""
     if arguments.trace or arguments.title:
         raise UsageError(f"--{'trace' if arguments.trace else 'title'} is for the page, not for --figure or --combine")
-    data = combine(arguments.files)
+    data = combine(arguments.files, note)
     if arguments.combine:
         out = arguments.out or "combined.h5"
         write_combined(data, out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mpiconv.cli.options import (
+    Every,
     above_zero_to_one,
     add_emulation_options,
     add_engine_options,
@@ -77,6 +78,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--name", metavar="TEXT", help="what to call this run in reports (default: model, scheme, ranks)"
     )
     output.add_argument("--output", metavar="FILE.h5", help="write all measurements to this HDF5 file")
+    output.add_argument(
+        "--save-every",
+        type=Every.of,
+        metavar="N|Ns",
+        help="also write what was measured so far, after every N inferences (100) or seconds (30s); the pauses for it "
+        "count in none of the times",
+    )
     output.add_argument(
         "--answers", metavar="FILE.jsonl", help="write a line per picture as it is done: index, label, score"
     )

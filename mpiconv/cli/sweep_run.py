@@ -8,10 +8,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from mpiconv.cli.notes import note
 from mpiconv.errors import MpiconvError
-from mpiconv.measure.results import check_writable
+from mpiconv.files import check_writable
 from mpiconv.signals import catch_signals
-from mpiconv.study.sweep import Point, is_done, read_sweep, run_point
+from mpiconv.study.sweep import Point, is_done, read_sweep, run_point, why_not_done
 
 NAMED = 5
 
@@ -36,6 +37,10 @@ def sweep(arguments: argparse.Namespace) -> int:
             print(f"{'to do' if point in left else 'done '}  {point.name}")
         return 0
     check_writable(folder / "result.h5")
+    for point in left:
+        output = folder / f"{point.name}.h5"
+        if output.exists() and not arguments.again:
+            note(f"{point.name} is run again: {why_not_done(output)}")
     print(f"{len(points)} points, {len(points) - len(left)} done already, into {folder}", file=sys.stderr)
     failed: dict[str, str] = {}
     done: list[Point] = []

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mpiconv.text import safe_text
+
 if TYPE_CHECKING:
     from mpiconv.cli.setup import Job
     from mpiconv.measure import Record
@@ -24,17 +26,25 @@ def latency(record: Record) -> dict[str, float]:
     }
 
 
-def throughput_fps(record: Record, batch: int) -> float:
-    """Pictures per s from the start of the first measured inference to the end of the last."""
+def throughput_fps(record: Record, batch: int, paused_s: float = 0.0) -> float:
+    """Pictures per s from the start of the first measured inference to the end of the last, without pauses."""
     begin = record.stamps_s[:, 0, 0, 0]
     count = (len(begin) - 1) * record.kept_every + 1
-    return float(batch * count / ((begin + record.latency_s).max() - begin.min()))
+    return float(batch * count / ((begin + record.latency_s).max() - begin.min() - paused_s))
 
 
-def summary(job: Job, record: Record, predictions: list[dict[str, Any]], check: dict[str, Any] | None) -> str:
+def summary(
+    job: Job,
+    record: Record,
+    predictions: list[dict[str, Any]],
+    check: dict[str, Any] | None,
+    paused_s: float = 0.0,
+) -> str:
     """The answers, what was run, whether it is exact, and how long it took."""
     plan = job.plan
-    lines = [f"{line['image']}  {line['label']}  {line['score']:.3f}" for line in predictions[:SHOWN_ANSWERS]]
+    lines = [
+        safe_text(f"{line['image']}  {line['label']}  {line['score']:.3f}") for line in predictions[:SHOWN_ANSWERS]
+    ]
     if len(predictions) > SHOWN_ANSWERS:
         lines.append(f"... and {len(predictions) - SHOWN_ANSWERS} more (--answers or --json give all)")
     threads = sorted({int(n) for n in record.threads})
@@ -59,7 +69,7 @@ def summary(job: Job, record: Record, predictions: list[dict[str, Any]], check: 
     times = {name: f"{1e3 * value:.2f}" for name, value in latency(record).items()}
     lines.append(
         f"latency  median {times['median']} ms, mean {times['mean']}, p95 {times['p95']}, min {times['min']} "
-        f"({len(record.latency_s)} repeats{every}); {throughput_fps(record, plan.batch):.1f} pictures/s"
+        f"({len(record.latency_s)} repeats{every}); {throughput_fps(record, plan.batch, paused_s):.1f} pictures/s"
     )
     moved = record.bytes_received.sum() / 1e6
     lines.append(f"moved    {moved:.2f} MB per inference over all ranks")

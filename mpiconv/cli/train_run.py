@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -16,10 +15,11 @@ import torch
 from tqdm import tqdm
 
 from mpiconv.errors import MpiconvError
-from mpiconv.measure.results import check_writable
+from mpiconv.files import check_writable
 from mpiconv.nets.datasets import HELD_OUT
 from mpiconv.runtime.messages import on_root
 from mpiconv.runtime.world import join_world, on_terminal
+from mpiconv.text import to_json
 from mpiconv.training import Epoch, Settings
 from mpiconv.training.trainer import checkpoint_of
 from mpiconv.training.trainer import train as teach
@@ -43,6 +43,7 @@ def train(arguments: argparse.Namespace) -> int:
         if output.suffix != ".safetensors":
             raise MpiconvError(f"{output} does not end in .safetensors, which the weights are")
         check_writable(output)
+        check_writable(checkpoint)
         if checkpoint.exists() and not arguments.resume and not arguments.quiet:
             print(f"mpiconv: note: {checkpoint} will be replaced; --resume goes on from it", file=sys.stderr)
 
@@ -133,7 +134,7 @@ def _tell(arguments: argparse.Namespace, settings: Settings, output: Path, epoch
             "output": str(output),
             "checkpoint": str(checkpoint_of(output)),
         }
-        print(json.dumps(report))
+        print(to_json(report))
         return
     print(f"best     {best.accuracy:.2%} of the held-out pictures, after epoch {best.number}: {output}")
     print(f"try      mpiconv run --model {settings.model} --weights {output} --data {settings.data}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,13 +11,11 @@ import numpy as np
 
 from mpiconv.errors import MpiconvError, UsageError
 from mpiconv.measure.record import Record
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from mpiconv.reading import read_toml
 
 BUILT_IN = Path(__file__).with_name("profiles.toml")
+WHAT = "file of energy profiles"
+LARGEST = 1e30
 TRAFFIC = ("multicast", "unicast")
 
 
@@ -71,21 +68,11 @@ def load_profile(name: str) -> EnergyProfile:
     """
     file, _, wanted = name.rpartition(":") if ".toml:" in name else (name, "", "")
     if not file.endswith(".toml"):
-        return _from_table(BUILT_IN, _tables(BUILT_IN), name)
-    tables = _tables(Path(file))
+        return _from_table(BUILT_IN, read_toml(BUILT_IN, WHAT), name)
+    tables = read_toml(file, WHAT)
     if not wanted and len(tables) != 1:
         raise UsageError(f"{file} has the profiles {', '.join(tables)}: choose one as {file}:NAME")
     return _from_table(Path(file), tables, wanted or next(iter(tables)))
-
-
-def _tables(path: Path) -> dict[str, Any]:
-    try:
-        tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-        return tables
-    except OSError as error:
-        raise MpiconvError(f"cannot read the energy profiles {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise MpiconvError(f"{path} is not TOML: {error}") from None
 
 
 def _from_table(path: Path, tables: dict[str, Any], name: str) -> EnergyProfile:
@@ -99,7 +86,10 @@ def _from_table(path: Path, tables: dict[str, Any], name: str) -> EnergyProfile:
         if key not in known:
             close = get_close_matches(key, known, 1)
             raise MpiconvError(f"{path}: {name} has the unknown key {key!r}{f', is it {close[0]!r}?' if close else ''}")
-        if key not in ("source", "traffic") and (not isinstance(value, int | float) or value < 0):
+        if key in ("source", "traffic"):
+            if not isinstance(value, str):
+                raise MpiconvError(f"{path}: {key} of {name} is {value!r}: a text is wanted")
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < LARGEST:
             raise MpiconvError(f"{path}: {key} of {name} is {value!r}: a number from 0 up is wanted")
     if "k" in table and "frequency_hz" in table:
         table.setdefault("compute_power_w", table["k"] * table["frequency_hz"] ** 3)

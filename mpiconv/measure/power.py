@@ -22,7 +22,10 @@ class Meter(Protocol):
         """Begin to count."""
 
     def stop(self) -> float:
-        """Energy since ``start`` in J."""
+        """Energy since ``start`` in J, the time between a ``stop`` and a ``resume`` left out."""
+
+    def resume(self) -> None:
+        """Go on counting after a ``stop``."""
 
 
 def find_meter(sys: Path = SYS) -> tuple[Meter | None, str]:
@@ -53,13 +56,17 @@ class _Sampled(ABC):
         """Begin to count, anew if it was counting."""
         self.stop()
         self.joules = 0.0
+        self.resume()
+
+    def resume(self) -> None:
+        """Go on counting after a ``stop``."""
         self._done.clear()
         self.begin()
         self._thread = threading.Thread(target=self._run, daemon=True, name="mpiconv power meter")
         self._thread.start()
 
     def stop(self) -> float:
-        """Energy since ``start`` in J."""
+        """Energy since ``start`` in J, the time between a ``stop`` and a ``resume`` left out."""
         if self._thread is not None:
             self._done.set()
             self._thread.join()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -18,33 +18,36 @@ import numpy as np
 import mpiconv
 from mpiconv.errors import MpiconvError, need
 from mpiconv.measure.energy import EnergyProfile
+from mpiconv.measure.hdf5 import opened, write_hdf5
 from mpiconv.measure.record import KINDS, Record
+from mpiconv.measure.schema import RANK_UNIT, TIMES, check_run
+from mpiconv.text import safe_text
 
 SCHEMA_VERSION = 1
 
 Variable = tuple[str, tuple[str, ...], Any, str, str]
 """Name, dimensions, values, units, long_name."""
 
-RANK_UNIT = ("rank", "unit")
-TIMES = ("repeat", "rank", "unit")
+RUN, COMBINED, BENCHMARK = KINDS_OF_FILE = (
+    "is the result of a run",
+    "holds runs that were combined",
+    "is a benchmark of scripts/bench.py",
+)
+"""What a file of measurements can be."""
+
+ADVICE = {COMBINED: ": mpiconv report --figure 8 or 9 draws it", BENCHMARK: ": mpiconv report shows it"}
+
+STILL_RUNNING = "still running"
+"""In place of a signal's name, the attribute ``ended_early`` of a file that was written while the run went on."""
+
+T = TypeVar("T")
+AnyPath = TypeVar("AnyPath", bound="str | Path")
+
 ON_ROOT = "on the root's clock since the first repeat began"
 
 
-def check_writable(path: str | Path) -> None:
-    """Raise MpiconvError unless a file can be written at ``path``; its folder is made if need be."""
-    path = Path(path)
-    if path.is_dir():
-        raise MpiconvError(f"cannot write {path}: it is a folder, name a file in it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise MpiconvError(f"cannot write to the folder {path.parent}: {error.strerror}") from None
-
-
 def write_results(path: str | Path, record: Record, profile: EnergyProfile, attributes: Mapping[str, Any]) -> None:
-    """Write a run's results: to a temporary file in the same folder, then renamed.
+    """Write a run's results: whole, or not at all.
 
     Parameters
     ----------
@@ -55,30 +58,18 @@ def write_results(path: str | Path, record: Record, profile: EnergyProfile, attr
     profile
         The energy model; its constants become attributes.
     attributes
-        What else describes the run.
+        What else describes the run; text in it may be of any kind, odd bytes of file names too.
 
     Raises
     ------
     MpiconvError
         The file cannot be written.
     """
-    path = Path(path)
-    check_writable(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with h5py.File(temporary, "w") as file:
-            _fill(file, record, profile, attributes)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise MpiconvError(f"cannot write {path}: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_hdf5(path, lambda file: _fill(file, record, profile, attributes))
 
 
 def open_results(path: str | Path) -> Any:
-    """Result files as xarray objects, read into memory.
+    """Result files as xarray objects, read into memory; also files of combined runs and benchmarks.
 
     Parameters
     ----------
@@ -88,57 +79,94 @@ def open_results(path: str | Path) -> Any:
     Returns
     -------
     xarray.Dataset or xarray.DataTree
-        The Dataset of a file; for a pattern a DataTree with one node per file, named like it.
+        The Dataset of a file; for a pattern a DataTree with one node per file, named like it. A file that cannot be
+        read is left out of it with a warning, unless none can.
 
     Raises
     ------
     MpiconvError
         A file is missing, broken, foreign or of another schema_version, or xarray is not installed; named.
     """
-    xarray = need("xarray", "report")
-    need("h5netcdf", "report")
     text = str(path)
     if not has_magic(text) or os.path.exists(text):
-        check_results(path)
-        with xarray.open_dataset(path, engine="h5netcdf") as data:
-            return data.load()
+        return read_file(path)
     files = sorted(glob(text, recursive=True))
     if not files:
         raise MpiconvError(f"no file matches {text}")
-    names = [
-        os.path.splitext(os.path.relpath(file, os.path.dirname(text.split("*", maxsplit=1)[0]) or "."))[0]
-        for file in files
-    ]
-    return xarray.DataTree.from_dict({name: open_results(file) for name, file in zip(names, files, strict=True)})
+    start = os.path.dirname(text.split("*", maxsplit=1)[0]) or "."
+    found = read_each(files, read_file, lambda why: warnings.warn(why, stacklevel=4))
+    nodes = {os.path.splitext(os.path.relpath(file, start))[0]: data for file, data in found}
+    return need("xarray", "report").DataTree.from_dict(nodes)
 
 
-def check_results(path: str | Path) -> None:
-    """Raise MpiconvError unless the file is a result file that this version reads."""
-    if not os.path.exists(path):
-        raise MpiconvError(f"cannot read {path}: there is no such file")
-    try:
-        with h5py.File(path) as file:
-            version = file.attrs.get("schema_version")
-            missing = [
-                name for name in ("latency", "compute_time", "exchange_time", "unit", "rank") if name not in file
-            ]
-    except OSError as error:
-        raise MpiconvError(f"{path} is no HDF5 file, or a cut one: {error}") from None
+def read_each(
+    paths: Iterable[AnyPath], read: Callable[[AnyPath], T], left_out: Callable[[str], object]
+) -> list[tuple[AnyPath, T]]:
+    """What ``read`` makes of every file; of those that it cannot read ``left_out`` is told which and why.
+
+    Raises MpiconvError if it can read none of them: the first one's.
+    """
+    found: list[tuple[AnyPath, T]] = []
+    problems: list[MpiconvError] = []
+    for path in paths:
+        try:
+            found.append((path, read(path)))
+        except MpiconvError as error:  # noqa: PERF203 - reading takes much longer
+            problems.append(error)
+    if problems and not found:
+        raise problems[0]
+    for problem in problems:
+        left_out(f"left out: {problem}")
+    return found
+
+
+def read_file(path: str | Path, kinds: Sequence[str] = KINDS_OF_FILE) -> Any:
+    """A file as an ``xarray.Dataset`` in memory, if it is of one of these kinds.
+
+    Raises MpiconvError, naming the file, if it is not, or cannot be read.
+    """
+    xarray = need("xarray", "report")
+    need("h5netcdf", "report")
+    with opened(path) as file:
+        kind = _kind_of(file)
+        if kind not in kinds:
+            raise MpiconvError(f"{kind}, not the result of one run{ADVICE[kind]}")
+        # by a file of ours, for xarray leaves open what it cannot read
+        with open(path, "rb") as raw, xarray.open_dataset(raw, engine="h5netcdf") as data:
+            found = data.load()
+        if kind == RUN:
+            check_run(found)
+        return found
+
+
+def _kind_of(file: h5py.File) -> str:
+    """Which of ``KINDS_OF_FILE`` it is. Raises MpiconvError where it is none, or of another version."""
+    if "combined_version" in file.attrs:
+        return COMBINED
+    if file.attrs.get("kind") == "benchmark":
+        return BENCHMARK
+    version = file.attrs.get("schema_version")
+    missing = [name for name in ("latency", "compute_time", "exchange_time", "unit", "rank") if name not in file]
     if version is None or missing:
-        raise MpiconvError(f"{path} is no result file of mpiconv: it has no {(missing or ['schema_version'])[0]}")
+        raise MpiconvError(f"is no result file of mpiconv: it has no {(missing or ['schema_version'])[0]}")
     if not isinstance(version, int | np.integer) or version != SCHEMA_VERSION:
         older = isinstance(version, int | np.integer) and version < SCHEMA_VERSION
         advice = "run it again" if older else "update mpiconv"
-        raise MpiconvError(f"{path} has schema_version {version}, this mpiconv reads {SCHEMA_VERSION}: {advice}")
+        raise MpiconvError(f"has schema_version {version}, this mpiconv reads {SCHEMA_VERSION}: {advice}")
+    return RUN
 
 
 def ended_early(path: str | Path) -> str:
-    """The name of the signal that ended the run of a result file early, empty if it ran to its end.
+    """What ended the run of a result file early, empty if it ran to its end.
 
-    Raises MpiconvError as ``check_results`` does.
+    A signal's name, or ``STILL_RUNNING`` in a file that was written by --save-every.
+
+    Raises MpiconvError as ``read_file`` does.
     """
-    check_results(path)
-    with h5py.File(path) as file:
+    with opened(path) as file:
+        kind = _kind_of(file)
+        if kind != RUN:
+            raise MpiconvError(f"{kind}, not the result of one run")
         return str(file.attrs.get("ended_early", ""))
 
 
@@ -172,7 +200,7 @@ def _fill(file: h5py.File, record: Record, profile: EnergyProfile, attributes: M
         "link_parameters": "link_bytes_per_s is assumed by the energy model, not measured",
     }
     for key, value in {**provenance, **constants, **attributes}.items():
-        file.attrs[key] = value
+        file.attrs[key] = safe_text(value) if isinstance(value, str) else value
 
 
 def _by_kind(record: Record) -> Iterator[Variable]:
@@ -238,7 +266,7 @@ def _variables(record: Record, profile: EnergyProfile) -> list[Variable]:
 
 
 def _strings(values: Sequence[str]) -> np.ndarray:
-    return np.array(values, object)
+    return np.array([safe_text(value) for value in values], object)
 
 
 def _describe(data: h5py.Dataset, units: str, long_name: str) -> None:

@@ -189,7 +189,7 @@ class Graph:
         """
         try:
             units = tuple(
-                Unit(u["name"], tuple(_layer(layer) for layer in u["layers"]), tuple(int(i) for i in u["inputs"]))
+                Unit(str(u["name"]), tuple(_layer(layer) for layer in u["layers"]), tuple(int(i) for i in u["inputs"]))
                 for u in data["units"]
             )
             graph = cls(

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -13,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from mpiconv.errors import MpiconvError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from mpiconv.files import write_text
+from mpiconv.reading import read_toml
+from mpiconv.text import encodable
 
 CLUSTER_VERSION = 1
+LARGEST = 1e30
 
 UNIT_KINDS = ("conv1x1", "conv3x3", "conv5x5", "conv7x7", "conv11x11", "depthwise3x3", "linear")
 """The kinds of unit whose speed is known of every device: convolutions by kernel size, and fully connected layers."""
@@ -182,15 +178,7 @@ class Cluster:
 
         Raises MpiconvError, naming the file, where it cannot be written.
         """
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(self.to_toml(), encoding="utf-8")
-            os.replace(temporary, path)
-        except OSError as error:
-            raise MpiconvError(f"cannot write {path}: {error.strerror}") from None
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_text(path, self.to_toml())
 
     @classmethod
     def load(cls, path: str | Path) -> Cluster:
@@ -198,12 +186,9 @@ class Cluster:
 
         Raises MpiconvError, naming the file and the key, where it is missing or wrong.
         """
+        data = read_toml(path, "cluster")
         try:
-            return cls.from_dict(tomllib.loads(Path(path).read_text(encoding="utf-8")))
-        except OSError as error:
-            raise MpiconvError(f"cannot read the cluster {path}: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise MpiconvError(f"{path} is not TOML: {error}") from None
+            return cls.from_dict(data)
         except MpiconvError as error:
             raise MpiconvError(f"{path}: {error}") from None
 
@@ -287,13 +272,13 @@ def _tables(key: str, values: Any) -> list[Mapping[str, Any]]:
 
 
 def _above_zero(where: str, key: str, value: float) -> None:
-    if not 0 < value < math.inf:
+    if not 0 < value < LARGEST:
         raise MpiconvError(f"{where}: {key} is {value!r}, a number above 0 is wanted")
 
 
 def _at_least(where: str, least: int, **values: float) -> None:
     for key, value in values.items():
-        if not least <= value < math.inf:
+        if not least <= value < LARGEST:
             raise MpiconvError(f"{where}: {key} is {value!r}, a number from {least} up is wanted")
 
 
@@ -301,4 +286,5 @@ def _toml(value: Any) -> str:
     """A value as TOML; JSON's way to write text and numbers is TOML's too, but for the character DEL."""
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    text = encodable(value) if isinstance(value, str) else value
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -9,12 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpiconv.errors import PlanError, UsageError
+from mpiconv.errors import MpiconvError, PlanError, UsageError
+from mpiconv.files import write_text
 from mpiconv.nets.graph import PICTURE, Graph
 from mpiconv.partition.box import Box, hull, normalised
 from mpiconv.partition.exchange import Exchange, exchange
 from mpiconv.partition.receptive import box_flops, box_weights, unit_needs
 from mpiconv.partition.schemes import boxes_of, scheme_of
+from mpiconv.reading import read_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -197,16 +199,20 @@ class Plan:
         try:
             shares = tuple(float(share) for share in data["shares"])
             boxes = tuple(tuple(Box.of(box) for box in row) for row in data["boxes"])
+            normalised(shares, len(shares))
             schemes = tuple(str(name) for name in data["schemes"])
             plan = cls(Graph.from_dict(data["graph"]), schemes, shares, int(data["batch"]), boxes)
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
             raise PlanError(f"a broken plan: {error!r}") from None
         _ = plan.exchanges
         return plan
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict()) + "\n", encoding="utf-8")
+        """Write the plan as JSON: whole, or not at all.
+
+        Raises MpiconvError, naming the file, where it cannot be written.
+        """
+        write_text(path, json.dumps(self.to_dict()) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -215,13 +221,17 @@ class Plan:
         Raises PlanError, naming the file, where it is missing or no plan.
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except OSError as error:
-            raise PlanError(f"cannot read the plan {path}: {error.strerror}") from None
-        except ValueError:
-            raise PlanError(f"{path} is not JSON: a plan is what mpiconv plan --save writes") from None
-        except PlanError as error:
+            data = read_json(path, "plan")
+        except MpiconvError as error:
+            raise PlanError(f"{error}; a plan is what mpiconv plan --save writes") from None
+        try:
+            plan = cls.from_dict(data)
+            str(plan)
+        except MpiconvError as error:
             raise PlanError(f"{path}: {error}") from None
+        except Exception as error:  # whatever the arithmetic makes of a network that none is
+            raise PlanError(f"{path}: a broken plan: {error!r}") from None
+        return plan
 
 
 def make_plan(

@@ -300,6 +300,10 @@ class DistributedNet:
         with self._together():
             return self._recorder.collect(self.record, self.settings.dilation)
 
+    def resume(self) -> None:
+        """Go on after a ``collect``: what is measured from now on is added to what was before."""
+        self._recorder.resume()
+
     def _next_number(self) -> int:
         self._number += 1
         return self._number - 1

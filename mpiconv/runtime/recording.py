@@ -60,6 +60,11 @@ class Recorder:
         if self._meter is not None:
             self._meter.stop()
 
+    def resume(self) -> None:
+        """Go on measuring energy after a ``record``, which ends that."""
+        if self._meter is not None:
+            self._meter.resume()
+
     def record(self, pace: float) -> Record:
         """What this rank measured, its times on its own clock."""
         units, rank = range(len(self.plan.graph.units)), self.comm.rank

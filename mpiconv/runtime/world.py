@@ -7,11 +7,13 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 import mpiconv
 from mpiconv.errors import MpiconvError, UsageError
 from mpiconv.runtime.messages import allgather_json, bcast_json
+from mpiconv.text import safe_text
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -151,6 +153,7 @@ def on_terminal() -> bool:
 def fail(message: str, status: int) -> NoReturn:
     """Say on stderr, once for all ranks, why the job ends, and end it with this exit status on every rank.
 
+    An empty message is for a job whose output nobody reads any more: it ends without a word.
     Several ranks often fail for one reason; the later a rank's turn, the longer it waits for another to have ended it.
     """
     for number in (signal.SIGTERM, signal.SIGINT):  # the launcher ends the ranks whose turn has not come
@@ -158,13 +161,14 @@ def fail(message: str, status: int) -> NoReturn:
     rank = launcher_rank()
     if rank:
         time.sleep(min(0.9 + 0.6 * rank, 3.5))
-    print(f"mpiconv: error: {message}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    with suppress(OSError):  # nobody listens any more
+        if message:
+            print(f"mpiconv: error: {safe_text(message)}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
     if "mpi4py.MPI" in sys.modules:
         from mpi4py import MPI
 
         time.sleep(0.2)  # mpirun forwards the line above before it prints its own about the abort
         if MPI.Is_initialized() and not MPI.Is_finalized() and MPI.COMM_WORLD.size > 1:
             MPI.COMM_WORLD.Abort(status)
-    sys.stderr.flush()
     os._exit(status)

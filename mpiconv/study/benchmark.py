@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from mpiconv.errors import MpiconvError
+from mpiconv.measure.hdf5 import opened, write_hdf5
 from mpiconv.measure.results import git_commit
 from mpiconv.study.style import colour, pyplot, save
 
@@ -119,8 +120,8 @@ class Benchmark:
             for name, values in one.items():
                 cube[i, contenders.index(name), : len(values)] = values
                 spare[i, contenders.index(name)] = self.overhead.get(label, {}).get(name, np.nan)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(path, "w") as file:
+
+        def fill(file: h5py.File) -> None:
             dims = ("network", "contender", "sample")
             for name, axis_values in zip(dims, (list(self.times), contenders, range(most)), strict=True):
                 kind = object if name != "sample" else np.int64
@@ -144,19 +145,30 @@ class Benchmark:
             taken.dims[0].attach_scale(file["network"])
             file.attrs.update(kind=KIND, machine=self.machine, created=self.created, git_commit=self.commit)
 
+        write_hdf5(path, fill)
+
     @classmethod
     def load(cls, path: str | Path) -> Benchmark:
         """Read it back.
 
         Raises MpiconvError, naming the file, where it is no benchmark.
         """
-        try:
-            with h5py.File(path) as file:
-                labels, names = ([str(v) for v in file[key].asstr()[:]] for key in ("network", "contender"))
-                cube, spare, about = file["time"][:], file["overhead"][:], dict(file.attrs)
-                said = [str(v) for v in file["taken"].asstr()[:]] if "taken" in file else []
-        except (OSError, KeyError) as error:
-            raise MpiconvError(f"{path} is no benchmark of scripts/bench.py: {error}") from None
+        with opened(path) as file:
+            if file.attrs.get("kind") != KIND:
+                raise MpiconvError("is no benchmark of scripts/bench.py")
+            labels, names = ([str(v) for v in file[key].asstr()[:]] for key in ("network", "contender"))
+            cube, spare, about = (
+                np.asarray(file["time"], float),
+                np.asarray(file["overhead"], float),
+                dict(file.attrs),
+            )
+            said = [str(v) for v in file["taken"].asstr()[:]] if "taken" in file else []
+            if cube.ndim != 3 or cube.shape[:2] != (len(labels), len(names)) or spare.shape != cube.shape[:2]:
+                raise MpiconvError("is damaged: its times are not along network, contender and sample")
+            if said and len(said) != len(labels):
+                raise MpiconvError("is damaged: it does not say of all networks when they were measured")
+            if (cube[np.isfinite(cube)] <= 0).any() or not np.isfinite(cube).any(axis=(1, 2)).all():
+                raise MpiconvError("is damaged: it has networks without a time, or times of 0 or less")
         times = {
             label: {n: row[np.isfinite(row)] for n, row in zip(names, cube[i], strict=True) if np.isfinite(row).any()}
             for i, label in enumerate(labels)
@@ -173,9 +185,9 @@ class Benchmark:
 def is_benchmark(path: str | Path) -> bool:
     """Whether a file is one of scripts/bench.py."""
     try:
-        with h5py.File(path) as file:
+        with opened(path) as file:
             return bool(file.attrs.get("kind") == KIND)
-    except OSError:
+    except MpiconvError:
         return False
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping
+import io
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,7 +14,8 @@ import numpy as np
 
 import mpiconv
 from mpiconv.errors import MpiconvError, need
-from mpiconv.measure.results import check_writable, open_results
+from mpiconv.files import replaced
+from mpiconv.measure.results import COMBINED, RUN, read_each, read_file
 
 COMBINED_VERSION = 1
 PER_RANK = {
@@ -86,16 +88,23 @@ class Point:
         return float((self.per_rank["compute_energy"] + self.per_rank["transfer_energy"]).mean())
 
 
-def combine(paths: Iterable[str | Path]) -> Any:
+def combine(paths: Iterable[str | Path], left_out: Callable[[str], object] = warnings.warn) -> Any:
     """Result files, and files combined before, as one ``xarray.Dataset`` with the dimensions run, repeat and rank.
+
+    Parameters
+    ----------
+    paths
+        The files.
+    left_out
+        Is told which files cannot be read, and why.
 
     Raises
     ------
     MpiconvError
-        A file cannot be read or is no result file, named; or there is none.
+        No file can be read: what is wrong with the first one.
     """
     xarray = need("xarray", "report")
-    parts = [_combined(path) or _of_run(path) for path in paths]
+    parts = [data for _, data in read_each(paths, _part, left_out)]
     if not parts:
         raise MpiconvError("there are no result files to combine")
     data = xarray.concat(parts, "run", data_vars="all", join="outer", combine_attrs="drop_conflicts")
@@ -106,26 +115,22 @@ def combine(paths: Iterable[str | Path]) -> Any:
 
 
 def write_combined(data: Any, path: str | Path) -> None:
-    """Write combined runs as HDF5 (netCDF4): to a temporary file in the same folder, then renamed.
+    """Write combined runs as HDF5 (netCDF4): whole, or not at all.
 
     Raises MpiconvError, naming the file, where it cannot be written.
     """
-    path = Path(path)
-    check_writable(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     numbers = [name for name in data.data_vars if data[name].dtype.kind in "if"]
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     data = data.assign_attrs(
         combined_version=COMBINED_VERSION, combined_by=f"mpiconv {mpiconv.__version__}", combined=now
     )
-    try:
-        encoding = {name: {"zlib": True, "complevel": 9} for name in numbers}
-        data.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise MpiconvError(f"cannot write {path}: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    encoding = {name: {"zlib": True, "complevel": 9} for name in numbers}
+    image = io.BytesIO()
+    stores = need("xarray.backends", "report")
+    with need("h5netcdf", "report").File(image, "w") as file:
+        data.dump_to_store(stores.H5NetCDFStore(file), encoding=encoding)
+    with replaced(path) as target:
+        target.write(image.getbuffer())
 
 
 def points(data: Any) -> list[Point]:
@@ -148,35 +153,41 @@ def _point(run: Any) -> Point:
     )
 
 
-def _combined(path: str | Path) -> Any:
-    """A file combined before; None for any other."""
+def _part(path: str | Path) -> Any:
+    """A result file, or a file combined before, as a dataset of one run or several."""
     xarray = need("xarray", "report")
-    need("h5netcdf", "report")
+    data = read_file(path, (RUN, COMBINED))
     try:
-        with xarray.open_dataset(path, engine="h5netcdf") as data:
-            version = data.attrs.get("combined_version")
-            if version is None:
-                return None
-            if int(version) != COMBINED_VERSION:
-                raise MpiconvError(f"{path} has combined_version {version}, this mpiconv reads {COMBINED_VERSION}")
-            missing = [n for n in ("latency", *PER_RANK, *TEXTS, *NUMBERS) if n not in data]
-            if missing:
-                raise MpiconvError(f"{path} holds combined runs, but has no {missing[0]}: combine them again")
-            return data.load()
-    except (OSError, ValueError):
-        return None  # what it is instead, open_results tells
+        if "combined_version" in data.attrs:
+            return _checked(data)
+        shared = {key: data.attrs[key] for key in SHARED if key in data.attrs}
+        return xarray.Dataset(_variables(data), _coordinates(data), shared)
+    except MpiconvError as error:
+        raise MpiconvError(f"{path} {error}") from None
+    except Exception as error:  # whatever xarray makes of a damaged one
+        raise MpiconvError(f"{path} lacks what a figure needs: {' '.join(str(error).split())}") from None
 
 
-def _of_run(path: str | Path) -> Any:
-    """One result file as a dataset with one run."""
-    xarray = need("xarray", "report")
-    data = open_results(path)
-    try:
-        return xarray.Dataset(
-            _variables(data), _coordinates(data), {k: data.attrs[k] for k in SHARED if k in data.attrs}
-        )
-    except (KeyError, ValueError, IndexError) as error:
-        raise MpiconvError(f"{path} lacks what a figure needs: {error}") from None
+def _checked(data: Any) -> Any:
+    """Combined runs that can be worked with. Raises MpiconvError, without the file's name, for others."""
+    version = data.attrs["combined_version"]
+    if not isinstance(version, int | np.integer) or version != COMBINED_VERSION:
+        raise MpiconvError(f"has combined_version {version}, this mpiconv reads {COMBINED_VERSION}")
+    dims = {
+        "latency": ("run", "repeat"),
+        **dict.fromkeys(PER_RANK, ("run", "rank")),
+        **dict.fromkeys(NUMBERS, ("run",)),
+    }
+    for name in (*dims, *TEXTS):
+        if name not in data:
+            raise MpiconvError(f"holds combined runs, but has no {name}: combine them again")
+        if name in dims and (data[name].dims != dims[name] or data[name].dtype.kind not in "iuf"):
+            raise MpiconvError(f"is damaged: {name} is no number along {', '.join(dims[name])}")
+        if name in TEXTS and (data[name].dims != ("run",) or not all(isinstance(t, str) for t in data[name].values)):
+            raise MpiconvError(f"is damaged: {name} is no text along run")
+    if not data.sizes["run"] or not (np.nanmax(data["ranks"].values) <= data.sizes["rank"]):
+        raise MpiconvError("is damaged: it has no runs, or runs on more ranks than it knows of")
+    return data
 
 
 def _coordinates(data: Any) -> dict[str, Any]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import base64
-import csv
-import json
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpiconv.errors import MpiconvError, need
+from mpiconv.errors import need
+from mpiconv.files import check_writable, write_csv, write_text
+from mpiconv.measure.results import read_each
 from mpiconv.study.benchmark import AIMS, HEADER, Benchmark, contenders, is_benchmark, rows, targets
 from mpiconv.study.charts import OF_A_RUN, OF_SEVERAL
-from mpiconv.study.runs import Run, baseline, by_network, load_runs, summary_rows, trace_events, unit_rows
+from mpiconv.study.runs import Run, baseline, by_network, distinct, load_run, summary_rows, trace_events, unit_rows
 from mpiconv.study.style import pyplot, save
+from mpiconv.text import to_json
 
 FACTS = (
     "command_line", "weights", "scheme", "shares", "gather", "head", "batch", "repeats", "warmup", "created", "creator",
@@ -33,7 +35,12 @@ class Drawn:
     source: str
 
 
-def write_report(paths: Sequence[str | Path], out: str | Path, title: str | None = None) -> Path:
+def write_report(
+    paths: Sequence[str | Path],
+    out: str | Path,
+    title: str | None = None,
+    left_out: Callable[[str], object] = warnings.warn,
+) -> Path:
     """Write the page and what stands beside it; returns the folder with the CSV, SVG and PNG files.
 
     Parameters
@@ -44,21 +51,20 @@ def write_report(paths: Sequence[str | Path], out: str | Path, title: str | None
         The page, ``report.html`` say; the other files go to ``report_files``.
     title
         Heading of the page; by default the models' names.
+    left_out
+        Is told which files cannot be read or shown, and why.
 
     Raises
     ------
     MpiconvError
-        A file cannot be read or written, or an extra is not installed.
+        No file can be read, the page cannot be written, or an extra is not installed.
     """
     jinja2 = need("jinja2", "report")
-    timed = [path for path in paths if is_benchmark(path)]
-    runs = load_runs([path for path in paths if path not in timed])
     out = Path(out)
+    check_writable(out)
+    found = [one for _, one in read_each(paths, _read, left_out)]
+    runs = distinct([one for one in found if isinstance(one, Run)])
     beside = out.with_name(out.stem + "_files")
-    try:
-        beside.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MpiconvError(f"cannot write to {beside}: {error.strerror}") from None
     groups: list[dict[str, Any]] = []
     for number, (network, group) in enumerate(by_network(runs).items(), 1):
         reference = baseline(group)
@@ -74,17 +80,18 @@ def write_report(paths: Sequence[str | Path], out: str | Path, title: str | None
                 "runs": [_about(run, beside, f"{number}-{i}") for i, run in enumerate(group, 1)],
             }
         )
-    benchmarks = [_about_benchmark(Benchmark.load(path), beside, f"benchmark-{i}") for i, path in enumerate(timed, 1)]
+    timed = [one for one in found if isinstance(one, Benchmark)]
+    benchmarks = [_about_benchmark(one, beside, f"benchmark-{i}") for i, one in enumerate(timed, 1)]
     if runs:
-        _write_csv(beside / "summary.csv", [row for group in groups for row in group["rows"]])
-        _write_csv(beside / "units.csv", [row for run in runs for row in unit_rows(run)])
+        write_csv(beside / "summary.csv", [row for group in groups for row in group["rows"]])
+        write_csv(beside / "units.csv", [row for run in runs for row in unit_rows(run)])
     environment = jinja2.Environment(loader=jinja2.PackageLoader("mpiconv.study"), autoescape=True, trim_blocks=True)
     models = ", ".join(sorted({run.attribute("model") for run in runs}))
     heading = f"{models}: {len(runs)} run{'s' if len(runs) > 1 else ''}" if runs else "Benchmark"
     page = environment.get_template("report.html").render(
         title=title or heading, groups=groups, benchmarks=benchmarks, beside=beside.name
     )
-    _write_text(out, page)
+    write_text(out, page)
     return beside
 
 
@@ -93,7 +100,11 @@ def write_trace(path: str | Path, out: str | Path) -> None:
 
     Raises MpiconvError where a file cannot be read or written.
     """
-    _write_text(Path(out), json.dumps(trace_events(load_runs([path])[0])))
+    write_text(out, to_json(trace_events(load_run(path))))
+
+
+def _read(path: str | Path) -> Run | Benchmark:
+    return Benchmark.load(path) if is_benchmark(path) else load_run(path)
 
 
 def _about(run: Run, beside: Path, key: str) -> dict[str, Any]:
@@ -123,7 +134,7 @@ def _about_benchmark(result: Benchmark, beside: Path, key: str) -> dict[str, Any
     networks = []
     for number, (label, times) in enumerate(result.times.items(), 1):
         table = [dict(zip(HEADER, row, strict=True)) for row in rows(times)]
-        _write_csv(beside / f"{key}-{number}.csv", table)
+        write_csv(beside / f"{key}-{number}.csv", table)
         networks.append({"figure": _draw(beside, f"{key}-{number}", label, contenders, times), "rows": table})
     return {
         "about": f"{result.machine}; {result.created}",
@@ -139,26 +150,3 @@ def _draw(beside: Path, key: str, title: str, chart: Callable[..., Any], what: A
         save(figure, beside / f"{key}.svg")
     source = base64.b64encode((beside / f"{key}.svg").read_bytes()).decode()
     return Drawn(title, (chart.__doc__ or "").strip(), f"data:image/svg+xml;base64,{source}")
-
-
-def _write_csv(path: Path, rows: list[dict[str, str]]) -> None:
-    try:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-    except OSError as error:
-        raise MpiconvError(f"cannot write {path}: {error.strerror}") from None
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a whole file or none."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise MpiconvError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        if temporary.exists():
-            temporary.unlink()

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpiconv.errors import MpiconvError, need
+from mpiconv.errors import need
+from mpiconv.files import write_text
 from mpiconv.nets import load_model, trace
 from mpiconv.study import claims_calculated as calculated
 from mpiconv.study import claims_measured as runs_say
@@ -96,14 +97,7 @@ def write_page(
         claims=[claim for _, _, _, claims in parts for claim in claims],
         **_about(eight, nine),
     )
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(page.strip() + "\n", encoding="utf-8")
-        os.replace(temporary, out)
-    except OSError as error:
-        raise MpiconvError(f"cannot write {out}: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(out, page.strip() + "\n")
 
 
 def _sections(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mpiconv.errors import MpiconvError
-from mpiconv.measure.results import open_results
+from mpiconv.measure.results import RUN, read_each, read_file
+from mpiconv.text import safe_text
+
+NEEDED = ("exchange_start", "compute_start", "bytes_sent", "bytes_received", "messages_sent", "flops", "weight_bytes",
+          "peak_rss", "compute_energy", "transfer_energy", "hostname", "exchange_pattern")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,25 +82,30 @@ def imbalance(busy: np.ndarray) -> float:
     return float(busy.max() / mean - 1) if mean else 0.0
 
 
-def load_runs(paths: Sequence[str | Path]) -> list[Run]:
+def load_runs(paths: Sequence[str | Path], left_out: Callable[[str], object] = warnings.warn) -> list[Run]:
     """Read result files; runs of one name get their file's name added.
 
-    Raises MpiconvError, naming the file, for one that cannot be read.
+    Of files that cannot be read ``left_out`` is told which and why; if none can, that is raised as an MpiconvError.
     """
-    runs = []
-    for path in paths:
-        data = open_results(path)
-        try:
-            run = Run("", str(path), data)
-            name = run.attribute("name", "") or f"{run.attribute('model')} {run.attribute('scheme')} x{run.ranks}"
-            _ = run.latency_s, run.imbalance, run.array("exchange_start"), run.array("peak_rss"), run.units
-            runs.append(Run(name, str(path), data))
-        except (KeyError, ValueError, IndexError) as error:
-            raise MpiconvError(f"{path} lacks what a report needs: {error}") from None
+    return distinct([run for _, run in read_each(paths, load_run, left_out)])
+
+
+def load_run(path: str | Path) -> Run:
+    """Read a result file. Raises MpiconvError, naming the file, if it cannot be read or lacks what a report needs."""
+    data = read_file(path, (RUN,))
+    missing = [name for name in NEEDED if name not in data]
+    if missing:
+        raise MpiconvError(f"{path} lacks what a report needs: {missing[0]}")
+    run = Run("", safe_text(str(path)), data)
+    name = run.attribute("name", "") or f"{run.attribute('model')} {run.attribute('scheme')} x{run.ranks}"
+    return replace(run, name=name)
+
+
+def distinct(runs: Sequence[Run]) -> list[Run]:
+    """The runs, with their files' names added where several are called alike."""
     names = [run.name for run in runs]
     return [
-        Run(f"{run.name} ({Path(run.path).stem})", run.path, run.data) if names.count(run.name) > 1 else run
-        for run in runs
+        replace(run, name=f"{run.name} ({Path(run.path).stem})") if names.count(run.name) > 1 else run for run in runs
     ]
 
 

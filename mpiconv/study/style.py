@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mpiconv.errors import MpiconvError, need
+from mpiconv.files import replaced
 
 # Okabe and Ito's palette
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
@@ -53,9 +54,9 @@ def save(figure: Any, path: Path) -> None:
 
     Raises MpiconvError, naming the file, where it cannot be written or its format is unknown.
     """
+    kind = path.suffix.removeprefix(".") or "png"
     try:
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    except OSError as error:
-        raise MpiconvError(f"cannot write {path}: {error.strerror}") from None
+        with replaced(path) as file:
+            figure.savefig(file, format=kind, metadata={"Date": None} if kind == "svg" else None)
     except ValueError:
         raise MpiconvError(f"cannot write {path}: choose a name ending in .png, .svg or .pdf") from None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import math
 import os
 import shlex
 import signal
@@ -16,15 +18,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from mpiconv.errors import MpiconvError, UsageError
-from mpiconv.measure.results import ended_early
+from mpiconv.measure.results import STILL_RUNNING, ended_early
+from mpiconv.reading import read_toml
 from mpiconv.signals import Caught
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 GRACE_S = 10
+LONGEST_S = 1e7
+LONGEST_NAME = 180
+MOST_POINTS = 100_000
 LAUNCHER = "mpirun -n {ranks}"
 TABLES = ("launcher", "timeout_s", "fixed", "grid")
 OPTIONS = (
@@ -53,7 +54,7 @@ class Sweep:
 
     def command(self, point: Point, output: Path) -> list[str]:
         """The command line of a point that writes its results to ``output``."""
-        launch = shlex.split(self.launcher.format(ranks=point.ranks))
+        launch = shlex.split(self.launcher.replace("{ranks}", str(point.ranks)))
         run = [sys.executable, "-m", "mpiconv", "run", *point.words]
         return [*launch, *run, "--name", point.name, "--output", str(output), "--quiet"]
 
@@ -68,12 +69,7 @@ def read_sweep(path: str | Path) -> Sweep:
     UsageError
         A key is unknown (the nearest right one is named) or a value is of the wrong kind.
     """
-    try:
-        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MpiconvError(f"cannot read the sweep {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise MpiconvError(f"{path} is not TOML: {error}") from None
+    data = read_toml(path, "sweep")
     _check_keys(path, data, TABLES)
     fixed, grid = data.get("fixed", {}), data.get("grid", {})
     if not isinstance(fixed, Mapping) or not isinstance(grid, Mapping) or not grid:
@@ -90,8 +86,15 @@ def read_sweep(path: str | Path) -> Sweep:
         raise UsageError(
             f"{path}: launcher is {launcher!r}: a command with {{ranks}} in it is wanted, like {LAUNCHER!r}"
         )
-    if not isinstance(timeout_s, int | float) or timeout_s <= 0:
+    try:
+        shlex.split(launcher)
+    except ValueError as error:
+        raise UsageError(f"{path}: launcher is {launcher!r}: {error}") from None
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not 0 < timeout_s < LONGEST_S:
         raise UsageError(f"{path}: timeout_s is {timeout_s!r}: a number of seconds is wanted")
+    count = math.prod(map(len, grid.values()))
+    if count > MOST_POINTS:
+        raise UsageError(f"{path}: [grid] has {count} points, {MOST_POINTS} is the most for a sweep")
     points = tuple(_points(path, fixed, grid))
     if len({point.name for point in points}) < len(points):
         raise UsageError(f"{path}: a value stands twice in [grid]")
@@ -114,7 +117,18 @@ def _points(path: str | Path, fixed: Mapping[str, Any], grid: Mapping[str, list[
         ranks = options.pop("ranks", 1)
         if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
             raise UsageError(f"{path}: ranks is {ranks!r}: a whole number from 1 up is wanted")
-        yield Point("".join(c if c.isalnum() or c in "._-" else "-" for c in name), ranks, tuple(_words(options)))
+        words = tuple(_words(options))
+        if any("\0" in word for word in words):
+            raise UsageError(f"{path}: an option of {name!r} has the character NUL in it, which no command takes")
+        yield Point(_file_name(name), ranks, words)
+
+
+def _file_name(name: str) -> str:
+    """The name of a point as one of a file; of a long one its beginning and a hash of it all."""
+    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
+    if len(safe.encode()) <= LONGEST_NAME:
+        return safe
+    return f"{safe.encode()[:LONGEST_NAME].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _words(options: Mapping[str, Any]) -> Iterator[str]:
@@ -139,6 +153,8 @@ def why_not_done(output: Path) -> str:
         signal_name = ended_early(output)
     except MpiconvError as error:
         return str(error)
+    if signal_name == STILL_RUNNING:
+        return "was still running when it was written last"
     return f"ended early by {signal_name}" if signal_name else ""
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from mpiconv.errors import MpiconvError
+from mpiconv.files import replaced
 from mpiconv.training.settings import Epoch, Settings, difference
 
 VERSION = 1
@@ -44,7 +44,8 @@ class Checkpoint:
             "momenta": dict(self.momenta),
             "epochs": [asdict(epoch) for epoch in self.epochs],
         }
-        write_whole(path, lambda temporary: torch.save(content, temporary))
+        with replaced(path) as file:
+            torch.save(content, file)
 
 
 def read_checkpoint(path: Path, settings: Settings, task: Mapping[str, Any]) -> Checkpoint:
@@ -77,24 +78,5 @@ def write_weights(path: Path, state: Mapping[str, torch.Tensor], metadata: dict[
     Raises MpiconvError if it cannot be written.
     """
     tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
-    write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
-
-
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let a file be written under another name in the same folder, then give it its own.
-
-    Raises MpiconvError if that fails; the file that was there before then stays.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        write(temporary)
-        temporary.chmod(mode)  # safetensors leaves its files to their owner alone
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError
-        raise MpiconvError(f"cannot write {path}: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replaced(path) as file:
+        file.write(save(tensors, metadata))
