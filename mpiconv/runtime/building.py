@@ -15,6 +15,7 @@ from torch import nn
 from mpiconv.errors import PlanError, UsageError
 from mpiconv.nets.graph import PICTURE, Unit
 from mpiconv.nets.slices import rows_of
+from mpiconv.nets.weights import is_finite
 from mpiconv.partition import Box, Plan
 from mpiconv.partition.pieces import Pieces, pieces
 from mpiconv.partition.plan import FLOAT_BYTES
@@ -76,6 +77,8 @@ def distribute(
 
     checked = on_root(comm, check)
     data, modules, state = checked if checked is not None else (None, {}, {})
+    if not all(map(is_finite, state.values())):
+        settings = replace(settings, compute="eager")  # what is compiled makes numbers of NaN
     shared = Plan.from_dict(bcast_json(comm, data))
     settings = replace(Settings(**bcast_json(comm, asdict(settings))), pace=settings.pace)
     settings = replace(settings, wait=choose(settings.wait, comm))
