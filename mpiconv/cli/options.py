@@ -26,6 +26,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--weights", metavar="FILE", help=".safetensors or .pth file (default: the package's, else random)"
     )
+    group.add_argument(
+        "--allow-nonfinite",
+        action="store_true",
+        help="take weights that are infinite or not a number too; run then computes as --compute eager does",
+    )
     group.add_argument("--classes", type=positive, metavar="N", help="outputs (default: what the weights have, or 10)")
     group.add_argument(
         "--input-size", type=size, metavar="HxW", help="rows x columns in pixels (default: the model's own)"

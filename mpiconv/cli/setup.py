@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from dataclasses import dataclass, replace
 
 import torch
@@ -45,8 +46,16 @@ class Job:
 
 def build_model(arguments: argparse.Namespace) -> tuple[nn.Module, Info]:
     """The model that the options name, and how it wants its pictures."""
-    model = load_model(arguments.model, arguments.weights, arguments.classes, arguments.seed)
+    model = load_model(
+        arguments.model,
+        arguments.weights,
+        arguments.classes,
+        arguments.seed,
+        allow_nonfinite=arguments.allow_nonfinite,
+    )
     info = info_of(model)
+    if info.note and not getattr(arguments, "quiet", False):
+        print(f"mpiconv: note: {info.note}", file=sys.stderr, flush=True)
     if arguments.input_size:
         info = replace(info, input_shape=(info.input_shape[0], *arguments.input_size))
     return model, info

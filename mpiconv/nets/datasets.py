@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from mpiconv.errors import MpiconvError, UsageError, need
 from mpiconv.nets import cifar
-from mpiconv.nets.pictures import SUFFIXES, open_picture
+from mpiconv.nets.picture_files import class_folders, open_picture
 from mpiconv.nets.registry import Info
 
 Part = Literal["train", "held-out"]
@@ -94,15 +94,15 @@ class Folder:
         if not root.is_dir():
             raise UsageError(f"{folder} is not a folder with a folder of pictures per class")
         if (root / "train").is_dir():
-            classes = _class_folders(root / "train")
+            classes = class_folders(root / "train")
             chosen = root / "train" if part == "train" else _held_out_folder(root)
-            there = classes if part == "train" else _class_folders(chosen)
+            there = classes if part == "train" else class_folders(chosen)
             strange = sorted(set(there) - set(classes))
             if strange:
                 raise UsageError(f"{chosen / strange[0]} is a class that {root / 'train'} has not")
             files = [there.get(name, []) for name in classes]
         else:
-            classes = _class_folders(root)
+            classes = class_folders(root)
             files = [_fraction(paths, number, part, held_out) for number, paths in enumerate(classes.values())]
         self.about = About("folder", tuple(classes))
         self._files = [(path, label) for label, paths in enumerate(files) for path in paths]
@@ -253,18 +253,6 @@ def prepare(pictures: Sequence[np.ndarray], info: Info) -> torch.Tensor:
 
 def _grey(images: torch.Tensor) -> torch.Tensor:
     return (images * torch.tensor(GREY).view(-1, 1, 1)).sum(1, keepdim=True)
-
-
-def _class_folders(root: Path) -> dict[str, list[Path]]:
-    """The pictures of every class, by its name."""
-    found = {}
-    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-        if paths:
-            found[folder.name] = paths
-    if len(found) < 2:
-        raise UsageError(f"{root} has {len(found)} folders with pictures in it: one per class is wanted, two at least")
-    return found
 
 
 def _held_out_folder(root: Path) -> Path:

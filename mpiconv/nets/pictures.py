@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,12 +10,12 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from mpiconv.errors import MpiconvError, UsageError
+from mpiconv.errors import UsageError
+from mpiconv.nets.picture_files import SUFFIXES, list_pictures, open_picture, to_mode
 from mpiconv.nets.registry import Info
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 MODES = {1: "L", 3: "RGB"}
 
 
@@ -78,10 +77,9 @@ def folder_pictures(folder: str | Path, info: Info) -> PictureFiles:
 
     Raises UsageError where there is no such folder, or none in it.
     """
-    root = Path(folder)
-    if not root.is_dir():
+    if not Path(folder).is_dir():
         raise UsageError(f"{folder} is not a folder of pictures")
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = list_pictures(folder)
     if not paths:
         raise UsageError(f"no pictures in {folder}: files ending in {', '.join(sorted(SUFFIXES))} are looked for")
     return PictureFiles(paths, info)
@@ -98,28 +96,10 @@ def read_picture(path: str | Path, info: Info) -> torch.Tensor:
     return to_tensor(open_picture(path, mode), info)
 
 
-def open_picture(path: str | Path, mode: str) -> Image.Image:
-    """One picture file, upright, in a mode of Pillow (``L`` or ``RGB``).
-
-    Raises MpiconvError, naming the file, where it is missing, broken, or too large to be one.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
-                return ImageOps.exif_transpose(file).convert(mode)
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise MpiconvError(f"cannot read the picture {path}: {error.strerror}") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise MpiconvError(f"the picture {path} has more pixels than is safe to unpack") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise MpiconvError(f"{path} is no picture or a broken one: {error}") from None
-
-
 def to_tensor(picture: Image.Image, info: Info) -> torch.Tensor:
     """A picture in memory as float32 (C, H, W), scaled (bilinear) to the input size and normalised."""
     channels, rows, columns = info.input_shape
-    scaled = picture.convert(MODES[channels]).resize((columns, rows), Image.Resampling.BILINEAR)
+    scaled = to_mode(picture, MODES[channels]).resize((columns, rows), Image.Resampling.BILINEAR)
     pixels = np.asarray(scaled, np.float32) / 255
     tensor = torch.from_numpy(pixels).reshape(rows, columns, channels).permute(2, 0, 1)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (info.mean, info.std))

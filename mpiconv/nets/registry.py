@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -20,9 +17,10 @@ from mpiconv.nets.digits import Digits
 from mpiconv.nets.graph import Shape
 from mpiconv.nets.metadata import check_model, trained_info
 from mpiconv.nets.mobilenet import MobileNetV2
+from mpiconv.nets.own import build_own
 from mpiconv.nets.squeezenet import SqueezeNet
 from mpiconv.nets.torchvision_models import PREFIX, torchvision_builder
-from mpiconv.nets.weights import assign_weights, read_weights
+from mpiconv.nets.weights import assign_weights, check_finite, read_weights, take_names
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -33,7 +31,8 @@ class Info:
     """What a model is called and how it wants its pictures.
 
     ``input_shape`` is (C, H, W); ``mean`` and ``std`` are per channel for pixels from 0 to 1; ``labels`` may be empty;
-    ``trained`` says where its weights come from, or is empty where they are random.
+    ``trained`` says where its weights come from, or is empty where they are random; ``note`` which tensors of the file
+    were taken, where that is not plain.
     """
 
     name: str
@@ -42,6 +41,7 @@ class Info:
     std: tuple[float, ...] = IMAGENET_STD
     labels: tuple[str, ...] = ()
     trained: str = ""
+    note: str = ""
 
     def label(self, index: int) -> str:
         """The name of a class."""
@@ -91,6 +91,7 @@ def load_model(
     seed: int = 0,
     *,
     pretrained: bool = True,
+    allow_nonfinite: bool = False,
 ) -> nn.Module:
     """Build a named model in evaluation mode, its parameters under torchvision's names.
 
@@ -107,6 +108,8 @@ def load_model(
         Where the random weights start.
     pretrained
         Whether weights that come with the package are taken; False for random ones.
+    allow_nonfinite
+        Whether weights may be infinite or not a number.
 
     Returns
     -------
@@ -118,11 +121,21 @@ def load_model(
     UsageError
         The name is unknown.
     ModelError
-        The weights cannot be read or have another shape; the parameter and both shapes are named.
+        The weights cannot be read, have another shape or format, or are not finite; the parameter is named. Or your own
+        callable failed; the line is named.
     """
     entry = _find(name)
     if entry is None:
-        return _load_own(name, weights, seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = build_own(name)
+        info = replace(info_of(model), name=name.rpartition(":")[2])
+        if weights is not None:
+            return _with_weights(model, info, weights, allow_nonfinite)
+        _finish(model, info)
+        if not allow_nonfinite:
+            check_finite(model.state_dict(), f"the model {name}")
+        return model
     if weights is None and pretrained and entry.weights and num_classes in (None, 10):
         weights = Path(__file__).with_name("pretrained") / entry.weights
     if weights is None:
@@ -136,23 +149,32 @@ def load_model(
                     module.reset_parameters()
             randomise(model, seed)
         return _finish(model, entry.info)
+    return _with_weights(entry, replace(entry.info, name=name), weights, allow_nonfinite, num_classes)
+
+
+def _with_weights(
+    source: nn.Module | Entry, info: Info, weights: str | Path, allow_nonfinite: bool, num_classes: int | None = None
+) -> nn.Module:
+    """A model, or that of an entry, with the weights of a file, and what the file tells of its pictures and classes."""
     state, metadata = read_weights(weights)
-    check_model(metadata, name, REGISTRY, weights)
-    info = trained_info(entry.info, metadata, weights)
-    if num_classes is None and info.labels:
-        num_classes = len(info.labels)
-    if num_classes is None:
-        num_classes = _classes_in(state, entry)
-    model = entry.empty(num_classes)
-    assign_weights(model, state, str(weights))
-    return _finish(model, info)
+    if isinstance(source, Entry):
+        check_model(metadata, info.name, REGISTRY, weights)
+    info = trained_info(info, metadata, weights)
+    if isinstance(source, Entry):
+        with torch.device("meta"):
+            own = source.build(10).state_dict()
+        state, names = take_names(state, own)
+        model = source.empty(num_classes or len(info.labels) or _classes_in(state, own))
+    else:
+        model = source
+        state, names = take_names(state, model.state_dict())
+    assign_weights(model, state, str(weights), allow_nonfinite=allow_nonfinite)
+    return _finish(model, replace(info, note=names.note and f"{weights}: {names.note}"))
 
 
-def _classes_in(state: Mapping[str, torch.Tensor], entry: Entry) -> int:
+def _classes_in(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> int:
     """Rows of the last kernels or matrix of the model, whichever way a file orders its tensors; 10 if it has none."""
-    with torch.device("meta"):
-        tensors = entry.build(10).state_dict()
-    last = [name for name, tensor in tensors.items() if tensor.dim() >= 2][-1]
+    last = [name for name, tensor in own.items() if tensor.dim() >= 2][-1]
     return len(state[last]) if last in state and state[last].dim() else 10
 
 
@@ -181,27 +203,6 @@ def randomise(model: nn.Module, seed: int) -> None:
                 nn.init.kaiming_uniform_(module.weight, nonlinearity="relu", generator=generator)
                 if module.bias is not None:
                     module.bias.uniform_(-0.1, 0.1, generator=generator)
-
-
-def _load_own(name: str, weights: str | Path | None, seed: int) -> nn.Module:
-    package, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        make = getattr(importlib.import_module(package), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"no model {name!r}: {error}") from None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = make()
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"{name} gave a {type(model).__name__}, a torch.nn.Module is wanted")
-    info = replace(info_of(model), name=attribute)
-    if weights is not None:
-        state, metadata = read_weights(weights)
-        assign_weights(model, state, str(weights))
-        info = trained_info(info, metadata, weights)
-    return _finish(model, info)
 
 
 def _finish(model: nn.Module, info: Info) -> nn.Module:

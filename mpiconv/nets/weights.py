@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Mapping
+import os
+import re
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from mpiconv.errors import ModelError
+from mpiconv.nets.names import Names, fit_names
+from mpiconv.nets.pickles import MOST_BYTES, globals_of
+from mpiconv.nets.slices import WeightsFile
 
 HINT = "a .safetensors file or a state_dict saved by torch.save is wanted"
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+MOST_DEEP = 8
+NAMED = 3
+LEGACY_PICKLES = 5
+"""What ``torch.save`` wrote before it wrote zip archives: a magic number, a version, the system, the object, keys."""
+
+TENSORS = re.compile(
+    r"collections\.(OrderedDict|Counter)|(builtins|__builtin__)\.(set|complex)|_codecs\.encode"
+    r"|torch\.(\w+Storage|storage\.\w+Storage|Size|device|serialization\._get_layout|nn\.parameter\.Parameter)"
+    r"|torch\.(q?u?int\d+\w*|float\w+|bfloat16|complex\d+|bool|half|double|long|per_(tensor|channel)_\w+)"
+    r"|torch\._utils\._rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state|qtensor|sparse_tensor)"
+    r"|torch\._utils\._rebuild_(meta_tensor_no_storage|nested_tensor)"
+)
+"""What a file of tensors, and of numbers beside them, names."""
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors of a weights file by name, mapped rather than read where the format allows, and its metadata.
+    """All tensors of a weights file, read into memory, by name, and its metadata, which only safetensors have.
 
-    A ``module.`` before every name (what DataParallel leaves) is dropped. Only safetensors have metadata.
+    What a .pth file has in entries of entries is called ``state_dict.conv.weight``.
 
     Raises
     ------
@@ -27,73 +48,172 @@ def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, s
     """
     path = Path(path)
     try:
-        with path.open("rb"):
-            pass
-    except OSError as error:
-        raise ModelError(f"cannot read the weights {path}: {error.strerror}") from None
-    metadata: dict[str, str] = {}
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read the weights {path}: {getattr(error, 'strerror', None) or error}") from None
     if path.suffix == ".safetensors":
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                metadata = dict(file.metadata() or {})
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path} is no safetensors file: {error}") from None
-    else:
-        state = _read_pth(path)
-    if state and all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return state, metadata
-
-
-def _read_pth(path: Path) -> dict[str, torch.Tensor]:
-    found: object = None
-    for mmap in (True, False):  # files of the older format cannot be mapped
-        try:
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-            break
-        except Exception as error:
-            if not mmap:
-                raise ModelError(f"{path} holds no weights: {HINT} ({str(error).splitlines()[0]})") from None
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
-        found = found["state_dict"]
-    if not isinstance(found, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+        stored = WeightsFile(path)
+        return {name: stored.read(name) for name in stored.names}, stored.metadata
+    _check_pickles(path, size)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+    except Exception as error:  # of nearly any kind, with advice that would not help
+        raise ModelError(f"{path} holds no weights, or is cut short: {HINT} ({type(error).__name__})") from None
+    state = dict(_tensors(found, ""))
+    if not state:
         raise ModelError(f"{path} holds no weights: {HINT}")
-    return dict(found)
+    return state, {}
 
 
-def assign_weights(model: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:
+def _check_pickles(path: Path, size: int) -> None:
+    """Raise ModelError where loading the file would do more than to make tensors of its bytes."""
+    try:
+        with path.open("rb") as file:
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as archive:
+                    named = _globals_in_archive(archive, size)
+            else:
+                file.seek(0)
+                head, named = io.BytesIO(file.read(MOST_BYTES)), set[str]()
+                for _ in range(LEGACY_PICKLES):
+                    named |= globals_of(head)
+    except ModelError as error:
+        raise ModelError(f"{path} holds no weights: {error}") from None
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(f"{path} holds no weights, or is cut short: {HINT} ({reason})") from None
+    foreign = sorted(name for name in named if not TENSORS.fullmatch(name))
+    if foreign:
+        more = f" and {len(foreign) - NAMED} more" if len(foreign) > NAMED else ""
+        raise ModelError(
+            f"{path} holds no weights alone, but {', '.join(foreign[:NAMED])}{more} too, and only tensors are read: "
+            f"where it was made, save the state_dict by itself, as torch.save(model.state_dict(), 'weights.pth') does"
+        )
+
+
+def _globals_in_archive(archive: zipfile.ZipFile, size: int) -> set[str]:
+    entries = archive.infolist()
+    names = {entry.filename.rpartition("/")[2]: entry for entry in entries}
+    if sum(entry.file_size for entry in entries) > size:
+        raise ModelError("it unpacks to more bytes than it has, which no file of torch.save does")
+    if "constants.pkl" in names:
+        raise ModelError("it is a TorchScript archive; save the state_dict() of the module instead")
+    if "data.pkl" not in names:
+        raise ModelError(HINT)
+    if names["data.pkl"].file_size > MOST_BYTES:
+        raise ModelError(f"what it says of its tensors has more than {MOST_BYTES} bytes")
+    return globals_of(io.BytesIO(archive.read(names["data.pkl"])))
+
+
+def _tensors(found: object, prefix: str, depth: int = 0) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors in mappings of mappings, by the keys on the way to each."""
+    if not isinstance(found, Mapping) or depth > MOST_DEEP:
+        return
+    for key, value in found.items():
+        if isinstance(value, torch.Tensor):
+            yield f"{prefix}{key}", value
+        else:
+            yield from _tensors(value, f"{prefix}{key}.", depth + 1)
+
+
+def take_names(state: Mapping[str, torch.Tensor], own: Iterable[str]) -> tuple[dict[str, torch.Tensor], Names]:
+    """The tensors of a file that are a model's, by the names that it has for its own, and how they were found."""
+    names = fit_names(state, own)
+    return {own: state[stored] for own, stored in names.stored.items()}, names
+
+
+def assign_weights(
+    model: nn.Module, state: Mapping[str, torch.Tensor], source: str, *, allow_nonfinite: bool = False
+) -> None:
     """Make the tensors of ``state`` the model's own, without copying those that are float32.
 
     Raises
     ------
     ModelError
-        A parameter is missing, superfluous or of another shape; it is named, with both shapes.
+        A tensor is missing, superfluous, of another shape, of a number format that is not split, or not finite; it is
+        named, with what the model wants.
     """
-    own = model.state_dict()
+    own, fitting = model.state_dict(), dict[str, torch.Tensor]()
     for name, tensor in own.items():
-        if name not in state:
+        if name not in state and name.endswith("num_batches_tracked"):  # which files before torch 0.4.1 lack
+            fitting[name] = torch.zeros((), dtype=tensor.dtype)
+        elif name not in state:
             raise ModelError(f"{source} has no {name}, which the model has with shape {tuple(tensor.shape)}")
-        if state[name].shape != tensor.shape:
-            shape, wanted = tuple(state[name].shape), tuple(tensor.shape)
-            raise ModelError(
-                f"{name} has shape {shape} in {source}, the model wants {wanted}{_classes_hint(name, shape)}"
-            )
+        else:
+            fitting[name] = _fitting(name, state[name], tensor, source)
     extra = sorted(set(state) - set(own))
     if extra:
         raise ModelError(f"{source} has {extra[0]}, which the model has not (and {len(extra) - 1} more)")
-    floats = {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
-    model.load_state_dict(floats, assign=True)
+    if not allow_nonfinite:
+        check_finite(fitting, source)
+    model.load_state_dict(fitting, assign=True)
+
+
+def _fitting(name: str, tensor: torch.Tensor, own: torch.Tensor, source: str) -> torch.Tensor:
+    """A tensor from a file as the model wants it: dense, of its shape, and float32 where the model's own is a float."""
+    kind = _unusual(tensor)
+    if kind:
+        raise ModelError(f"{name} is {kind} in {source}: {_listed(FLOATS)} on the CPU is wanted")
+    if tensor.shape != own.shape:
+        shape, wanted = tuple(tensor.shape), tuple(own.shape)
+        raise ModelError(f"{name} has shape {shape} in {source}, the model wants {wanted}{_classes_hint(name, shape)}")
+    if own.is_floating_point():
+        if tensor.dtype not in FLOATS:
+            raise ModelError(f"{name} is {_listed([tensor.dtype])} in {source}: {_listed(FLOATS)} is wanted")
+        return tensor.detach().float().contiguous()
+    made = tensor.detach().to(own.dtype).contiguous()
+    if not torch.equal(made.to(tensor.dtype), tensor):
+        raise ModelError(f"{name} is {_listed([tensor.dtype])} in {source}: {_listed([own.dtype])} is wanted")
+    return made
+
+
+def _unusual(tensor: torch.Tensor) -> str:
+    """In which way a tensor is more than numbers in memory; empty if it is not."""
+    kinds = {
+        "quantised": tensor.is_quantized,
+        "a nested tensor": tensor.is_nested,
+        f"sparse ({str(tensor.layout).removeprefix('torch.')})": tensor.layout != torch.strided,
+        "without numbers (on the meta device)": tensor.is_meta,
+        "complex": tensor.is_complex(),
+    }
+    return next((kind for kind, found in kinds.items() if found), "")
+
+
+def _listed(dtypes: tuple[torch.dtype, ...] | list[torch.dtype]) -> str:
+    *names, last = (str(dtype).removeprefix("torch.") for dtype in dtypes)
+    return f"{', '.join(names)} or {last}" if names else last
+
+
+def check_finite(state: Mapping[str, torch.Tensor], source: str) -> None:
+    """Raise ModelError, naming the first tensor with one and how many, where a number is infinite or not a number."""
+    for name, tensor in state.items():
+        if is_finite(tensor):
+            continue
+        count = int((~torch.isfinite(tensor)).sum())
+        raise ModelError(
+            f"{name} has {count} of {tensor.numel()} values that are infinite or not a number in {source}: mend it, or "
+            f"go on with --allow-nonfinite"
+        )
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all numbers of a tensor are finite; each is looked at only where their sum is not."""
+    if not tensor.is_floating_point() or tensor.is_meta:
+        return True
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def _classes_hint(name: str, shape: tuple[int, ...]) -> str:
-    return f" (is it --classes {shape[0]}?)" if "classifier" in name or name.startswith("fc.") else ""
+    return f" (is it --classes {shape[0]}?)" if shape and ("classifier" in name or name.startswith("fc.")) else ""
 
 
 def labels_of(metadata: Mapping[str, str]) -> tuple[str, ...]:
     """The class names in a weights file's metadata (a JSON list under ``classes``); none if it has no such list."""
     try:
         names = json.loads(metadata.get("classes", "[]"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return ()
     return tuple(str(name) for name in names) if isinstance(names, list) else ()

@@ -16,6 +16,7 @@ from mpiconv.errors import PlanError, UsageError
 from mpiconv.nets.graph import PICTURE, Unit
 from mpiconv.nets.slices import rows_of
 from mpiconv.nets.tracers import unwrapped
+from mpiconv.nets.weights import is_finite
 from mpiconv.partition import Box, Plan
 from mpiconv.partition.pieces import Pieces, pieces
 from mpiconv.partition.plan import FLOAT_BYTES
@@ -93,6 +94,8 @@ def _distribute(
     checked = on_root(comm, check, what="preparing the network")
     data, modules, state = checked if checked is not None else (None, {}, {})
     tracing_s = perf_counter() - begin
+    if not all(map(is_finite, state.values())):
+        settings = replace(settings, compute="eager")  # what is compiled makes numbers of NaN
     about = bcast_json(comm, data)
     shared = Plan.from_dict(about["plan"])
     settings = replace(Settings(**bcast_json(comm, asdict(settings))), pace=settings.pace)

@@ -84,7 +84,8 @@ class UnitWeights:
         self.plan, self.state, self.comm, self.readers = plan, state, comm, readers
         self.nbytes = 0  # of this rank's slices so far
         self.groups: Groups = {}
-        self.file = WeightsFile(path) if comm.rank in readers else None
+        wanted = [param.key for unit in plan.graph.units for param in unit.params]
+        self.file = WeightsFile(path, wanted) if comm.rank in readers else None
 
     def __call__(self, index: int) -> LayerWeights:
         """For every layer of a unit of the body, this rank's slices of the tensors by role. Collective.
