@@ -177,7 +177,10 @@ def test_profiles_from_a_file(tmp_path):
         with pytest.raises(kind, match=word):
             load_profile(name)
     for text, word in [
-        ("[a]\ncompute_pwer_w = 5\ntransfer_power_w = 1", "unknown key 'compute_pwer_w', is it 'compute_power_w'"),
+        (
+            "[a]\ncompute_pwer_w = 5\ntransfer_power_w = 1",
+            "unknown key 'compute_pwer_w'; did you mean 'compute_power_w'",
+        ),
         ("[a]\ncompute_power_w = -5\ntransfer_power_w = 1", "compute_power_w of a is -5"),
         ("[a]\ncompute_power_w = 5\ntransfer_power_w = 1\ntraffic = 'x'", "multicast or unicast is wanted"),
         ("[a", "is not TOML"),

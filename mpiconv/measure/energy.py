@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from mpiconv.errors import MpiconvError, UsageError
 from mpiconv.measure.record import Record
+from mpiconv.words import did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -90,15 +90,13 @@ def _tables(path: Path) -> dict[str, Any]:
 
 def _from_table(path: Path, tables: dict[str, Any], name: str) -> EnergyProfile:
     if not isinstance(tables.get(name), dict):
-        close = get_close_matches(name, tables, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, tables)
         raise UsageError(f"no energy profile {name!r}: choose from {', '.join(tables)} or FILE.toml:NAME{hint}")
     table = dict(tables[name])
     known = {field.name for field in fields(EnergyProfile)} - {"name", "link_bytes_per_s"}
     for key, value in table.items():
         if key not in known:
-            close = get_close_matches(key, known, 1)
-            raise MpiconvError(f"{path}: {name} has the unknown key {key!r}{f', is it {close[0]!r}?' if close else ''}")
+            raise MpiconvError(f"{path}: {name} has the unknown key {key!r}{did_you_mean(key, known)}")
         if key not in ("source", "traffic") and (not isinstance(value, int | float) or value < 0):
             raise MpiconvError(f"{path}: {key} of {name} is {value!r}: a number from 0 up is wanted")
     if "k" in table and "frequency_hz" in table:
