@@ -25,7 +25,13 @@ esac
 def _shell(folder, *lines, shell="bash", **variables):
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PRTE_", "OMPI_"))} | variables
     return subprocess.run(
-        [shell, "-c", "\n".join(lines)], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
+        [shell, "-c", "\n".join(lines)],
+        cwd=folder,
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
 
 

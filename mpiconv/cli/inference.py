@@ -19,6 +19,8 @@ from mpi4py import MPI
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
+from mpiconv.cli.gain import gain_over_one
+from mpiconv.cli.notes import crowded
 from mpiconv.cli.options import pace_of, settings_of
 from mpiconv.cli.setup import REPEATS, Job, prepare
 from mpiconv.cli.startup import Startup
@@ -64,8 +66,9 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
         return prepare(arguments, comm.size)
 
     job = on_root(comm, ready)
+    crowd = crowded(arguments, comm)
     if job is not None:
-        _notes(arguments, job)
+        _notes(arguments, job, crowd)
     pace = pace_of(arguments, comm.rank, comm.size)
     settings = _with_file(arguments, settings_of(arguments, pace), comm)
     startup.done("model, plan and pictures")
@@ -82,11 +85,12 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
             f"ended by {ended_early} before the first repeat: nothing was measured and no results are written"
         )
     record = net.collect()
+    gain = None if ended_early else gain_over_one(arguments, job, record, net.settings, comm)
     if job is None or record is None:
         return 0
     if ended_early:
         _tell_early(ended_early, done, job, arguments)
-    return _finish(arguments, job, record, outputs, net, ended_early, startup)
+    return _finish(arguments, job, record, outputs, net, ended_early, startup, gain)
 
 
 def _with_file(arguments: argparse.Namespace, settings: Settings, comm: MPI.Intracomm) -> Settings:
@@ -252,6 +256,7 @@ def _finish(
     net: DistributedNet,
     ended_early: str,
     startup: Startup,
+    gain: dict[str, Any] | None,
 ) -> int:
     """What rank 0 does with the outputs and measurements of all ranks."""
     check = _check(job, outputs, net.settings) if arguments.check else None
@@ -261,12 +266,13 @@ def _finish(
     if arguments.output:
         about = {"data": arguments.data, **accuracy} if accuracy else {}
         about |= {"startup_s": startup.seconds}
+        about |= {f"gain_{key}": value for key, value in (gain or {}).items()}
         attributes = _attributes(arguments, job, check, net, record, ended_early) | about
         write_results(arguments.output, record, profile, attributes)
     if arguments.json:
-        print(json.dumps(_report(arguments, job, record, profile, predictions, check) | accuracy))
+        print(json.dumps(_report(arguments, job, record, profile, predictions, check) | accuracy | {"gain": gain}))
     else:
-        print(summary(job, record, predictions, check))
+        print(summary(job, record, predictions, check, gain))
         if accuracy:
             print(f"accuracy {accuracy['accuracy']:.2%} of {accuracy['answered']} pictures ({arguments.data})")
         if not arguments.quiet:
@@ -367,11 +373,11 @@ def _report(
     }
 
 
-def _notes(arguments: argparse.Namespace, job: Job) -> None:
+def _notes(arguments: argparse.Namespace, job: Job, crowd: list[str]) -> None:
     """Say once, on stderr, what the user may not expect."""
     if arguments.quiet:
         return
-    notes = []
+    notes = crowd[:]
     if job.plan.ranks == 1:
         notes.append("running on one rank; start more with: mpirun -n 2 mpiconv run ... (README: across devices)")
     units = len(job.plan.graph.body)
