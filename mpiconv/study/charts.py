@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mpiconv.study.runs import Run, baseline
-from mpiconv.study.style import WAITING, colour
+from mpiconv.study.runs import Run, gains
+from mpiconv.study.style import WAITING, colour, shortened
 
 WIDTH_IN = 6.4
 
@@ -22,7 +22,7 @@ def _lengthy(count: int, least: float = 2.2, each: float = 0.32) -> tuple[float,
 
 def time_per_rank(plt: Any, run: Run) -> Any:
     """Stacked bars: what each rank computed, unit by unit, and how long it was exchanging or waiting."""
-    compute, exchange = 1e3 * run.busy_s("compute_time"), 1e3 * run.busy_s("exchange_time")
+    compute, exchange = 1e3 * run.typical_s("compute_time"), 1e3 * run.typical_s("exchange_time")
     figure, axes = plt.subplots(figsize=_lengthy(run.ranks, 2.6))
     ranks, left = np.arange(run.ranks), np.zeros(run.ranks)
     for u, unit in enumerate(run.units):
@@ -32,7 +32,7 @@ def time_per_rank(plt: Any, run: Run) -> Any:
         ranks, exchange.sum(axis=1), 0.7, left, label="exchange, waiting", color=WAITING, hatch="///", edgecolor="white"
     )
     _ranks_down(axes, run)
-    axes.set_xlabel("ms per inference, median")
+    axes.set_xlabel("ms per inference, mean of the repeats nearest the median latency")
     figure.legend(loc="outside lower center", ncols=5, fontsize="small")
     return figure
 
@@ -121,11 +121,9 @@ def latencies(plt: Any, group: Sequence[Run]) -> Any:
 
 def speed_ups(plt: Any, group: Sequence[Run]) -> Any:
     """Speed-up and efficiency of every run against the baseline."""
-    reference = baseline(group)
-    gains = [reference.latency_s / run.latency_s for run in group]
     figure, panels = plt.subplots(1, 2, figsize=_lengthy(len(group)), sharey=True)
-    values = (gains, [gain / run.ranks for gain, run in zip(gains, group, strict=True)])
-    for axes, heights, label in zip(panels, values, ("speed-up", "efficiency (per rank)"), strict=True):
+    values = zip(*gains(group), strict=True)
+    for axes, heights, label in zip(panels, values, ("speed-up", "efficiency (per device)"), strict=True):
         axes.barh(range(len(group)), heights, 0.6, color=[colour(i) for i in range(len(group))])
         axes.axvline(1, color="black", linewidth=0.8)
         for i, height in enumerate(heights):
@@ -145,8 +143,7 @@ def _ranks_down(axes: Any, run: Run) -> None:
 
 
 def _names_down(axes: Any, group: Sequence[Run]) -> None:
-    names = [run.name if len(run.name) <= 28 else run.name[:27] + "\N{HORIZONTAL ELLIPSIS}" for run in group]
-    axes.set_yticks(range(len(group)), names)
+    axes.set_yticks(range(len(group)), shortened([run.name for run in group]))
     axes.invert_yaxis()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from mpiconv.errors import MpiconvError, need
 from mpiconv.study.benchmark import AIMS, HEADER, Benchmark, contenders, is_benchmark, rows, targets
 from mpiconv.study.charts import OF_A_RUN, OF_SEVERAL
-from mpiconv.study.runs import Run, baseline, by_network, load_runs, summary_rows, trace_events, unit_rows
+from mpiconv.study.runs import Run, baseline, by_network, load_runs, over_hosts, summary_rows, trace_events, unit_rows
 from mpiconv.study.style import pyplot, save
 
 FACTS = (
@@ -66,10 +66,12 @@ def write_report(paths: Sequence[str | Path], out: str | Path, title: str | None
             {
                 "network": " ".join(network),
                 "rows": summary_rows(group),
-                "compared_with": reference.name,
-                "compared_split": reference.split,
+                "compared_with": reference.name if reference else "",
+                "device": "host" if over_hosts(group) else "rank",
                 "figures": [
-                    _draw(beside, f"{number}-{key}", heading, chart, group) for key, heading, chart in OF_SEVERAL
+                    _draw(beside, f"{number}-{key}", heading, chart, group)
+                    for key, heading, chart in OF_SEVERAL
+                    if reference or key != "speed-up"
                 ],
                 "runs": [_about(run, beside, f"{number}-{i}") for i, run in enumerate(group, 1)],
             }
