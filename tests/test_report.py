@@ -138,6 +138,8 @@ def test_in_a_browser(files, tmp_path, width):
         assert len(images) == 23
         assert all(min(sizes) > 50 for sizes in images)
         assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        cut = "return [...document.querySelectorAll('.cards')].filter(t => t.scrollWidth > t.parentElement.clientWidth)"
+        assert browser.execute_script(cut) == []
     finally:
         browser.quit()
 

@@ -16,14 +16,19 @@ Chart = Callable[[Any, Run], Any]
 Comparison = Callable[[Any, Sequence[Run]], Any]
 
 
-def _lengthy(count: int, least: float = 2.2, each: float = 0.32) -> tuple[float, float]:
-    return WIDTH_IN, max(least, 1.3 + each * count)
+LEGEND_COLUMNS, LEGEND_ROW_IN = 5, 0.19
+
+
+def _lengthy(count: int, least: float = 2.2, each: float = 0.32, legend: int = 0) -> tuple[float, float]:
+    """The size in inches of a chart with so many bars, one below the other, and of a long legend below them."""
+    rows = max(0, -(-legend // LEGEND_COLUMNS) - 2)
+    return WIDTH_IN, max(least, 1.3 + each * count) + LEGEND_ROW_IN * rows
 
 
 def time_per_rank(plt: Any, run: Run) -> Any:
     """Stacked bars: what each rank computed, unit by unit, and how long it was exchanging or waiting."""
     compute, exchange = 1e3 * run.typical_s("compute_time"), 1e3 * run.typical_s("exchange_time")
-    figure, axes = plt.subplots(figsize=_lengthy(run.ranks, 2.6))
+    figure, axes = plt.subplots(figsize=_lengthy(run.ranks, 2.6, legend=1 + len(run.units)))
     ranks, left = np.arange(run.ranks), np.zeros(run.ranks)
     for u, unit in enumerate(run.units):
         axes.barh(ranks, compute[:, u], 0.7, left, label=unit, color=colour(u), edgecolor="white", linewidth=0.3)
@@ -33,7 +38,7 @@ def time_per_rank(plt: Any, run: Run) -> Any:
     )
     _ranks_down(axes, run)
     axes.set_xlabel("ms per inference, mean of the repeats nearest the median latency")
-    figure.legend(loc="outside lower center", ncols=5, fontsize="small")
+    figure.legend(loc="outside lower center", ncols=LEGEND_COLUMNS, fontsize="small")
     return figure
 
 
@@ -44,7 +49,7 @@ def timeline(plt: Any, run: Run) -> Any:
     exchange, compute = run.array("exchange_start")[repeat], run.array("compute_start")[repeat]
     waited, busy = run.array("exchange_time")[repeat], run.array("compute_time")[repeat]
     begin = exchange[0, 0]
-    figure, axes = plt.subplots(figsize=_lengthy(run.ranks, 2.6))
+    figure, axes = plt.subplots(figsize=_lengthy(run.ranks, 2.6, legend=1 + len(run.units)))
     for rank in range(run.ranks):
         spans = [
             (1e3 * (max(s, begin) - begin), 1e3 * (d - max(begin - s, 0)))
@@ -56,7 +61,7 @@ def timeline(plt: Any, run: Run) -> Any:
             axes.broken_barh([span], (rank - 0.35, 0.7), color=colour(u), label=unit if rank == 0 else None)
     _ranks_down(axes, run)
     axes.set_xlabel(f"ms since the picture was there (repeat {repeat}, of median latency)")
-    figure.legend(loc="outside lower center", ncols=5, fontsize="small")
+    figure.legend(loc="outside lower center", ncols=LEGEND_COLUMNS, fontsize="small")
     return figure
 
 
@@ -68,7 +73,8 @@ def bytes_per_unit(plt: Any, run: Run) -> Any:
     for rank in range(run.ranks):
         places = units + (rank - (run.ranks - 1) / 2) * width
         axes.bar(places, received[rank], width, color=colour(rank), label=f"rank {rank}")
-    axes.set_xticks(units, run.units, rotation=45 if len(units) > 7 else 0)
+    rotation = 0 if len(units) <= 7 else 45 if len(units) <= 16 else 90
+    axes.set_xticks(units, run.units, rotation=rotation, fontsize="medium" if rotation < 90 else "x-small")
     axes.set_ylabel("MB received per inference")
     axes.set_ylim(0, max(1.05 * received.max(), 1e-3))
     if run.ranks <= 8:
