@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from mpiconv.signals import Ended
 
@@ -52,4 +57,27 @@ def need(module: str, extra: str) -> Any:
     try:
         return import_module(module)
     except ImportError:
-        raise MpiconvError(f"this needs {module}: pip install 'mpiconv[{extra}]'") from None
+        raise MpiconvError(f"this needs {module}: {pip_install(extra)}") from None
+
+
+def pip_install(extra: str) -> str:
+    """The command that adds an extra to this installation: from the checkout that it came from, where that is known."""
+    folder, editable = _checkout()
+    if folder is None:
+        return f"pip install '.[{extra}]' in a checkout of mpiconv"
+    place = "." if folder.resolve() == Path.cwd() else str(folder)
+    return f"pip install {'-e ' if editable else ''}'{place}[{extra}]'"
+
+
+def _checkout() -> tuple[Path | None, bool]:
+    """The folder with the sources that pip installed, or that this runs from, and whether they are used in place."""
+    above = Path(__file__).parent.parent
+    if (above / "setup.cfg").exists():
+        return above, True
+    try:
+        origin = json.loads(distribution("mpiconv").read_text("direct_url.json") or "{}")
+        url = urlsplit(origin.get("url", ""))
+    except (PackageNotFoundError, ValueError, OSError):
+        return None, False
+    folder = Path(unquote(url.path))
+    return (folder if url.scheme == "file" and os.path.isdir(folder) else None), False

@@ -1,5 +1,20 @@
 # Sourced by the other scripts: setup_venv EXTRAS makes .venv with the package and its extras, and puts it on the PATH.
-# PYTHON names another interpreter than python3; a .venv that is up to date is left alone.
+# PYTHON names another interpreter than python3; a .venv that is up to date is left alone. Which package index is asked
+# is pip's business: its configuration files and variables (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS) count.
+
+# torch for the CPU alone where the index has that: the other is 10 times as large, and mpiconv uses nothing more of it.
+install_torch() {
+  local version pip=".venv/bin/python -m pip"
+  version=$(sed -n 's/^torch==//p' scripts/constraints.txt)
+  [ "$(uname)" = Linux ] && ! $pip show --quiet torch 2>/dev/null || return 0
+  if ! $pip install --quiet --disable-pip-version-check -c scripts/constraints.txt "torch==$version+cpu" 2>/dev/null; then
+    cat >&2 <<END
+== no torch $version+cpu where pip looks: the torch that is there is taken. If it comes with CUDA, that is some 3 GB to
+   download and 5 GB in .venv, of which mpiconv uses 0.8 GB. The small one: Ctrl-C, set PIP_EXTRA_INDEX_URL to an index
+   with torch's CPU wheels (its installation page names one), and start again.
+END
+  fi
+}
 
 setup_venv() {
   local extras=$1 python=${PYTHON:-python3} stamp
@@ -15,11 +30,9 @@ setup_venv() {
       echo "cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2
       return 1
     }
+    install_torch
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -c scripts/constraints.txt -e ".[$extras]"
     touch "$stamp"
   fi
-  export PATH=$PWD/.venv/bin:$PATH
-  # Open MPI: let root start jobs (as in containers), and more ranks than cores
-  [ "$(id -u)" != 0 ] || export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-  export PRTE_MCA_rmaps_default_mapping_policy=${PRTE_MCA_rmaps_default_mapping_policy-:oversubscribe}
+  . scripts/env.sh
 }

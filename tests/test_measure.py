@@ -130,11 +130,11 @@ def test_files_that_are_refused(tmp_path, written):
 def test_a_missing_extra_is_named(written):
     code = f"import sys; sys.modules['xarray'] = None; import mpiconv; mpiconv.open_results({str(written)!r})"
     ended = execute([sys.executable, "-c", code])
-    assert "this needs xarray: pip install 'mpiconv[report]'" in ended.err
+    assert "this needs xarray: pip install -e '" in ended.err
     blocked = "import sys; sys.modules['matplotlib'] = None; from mpiconv.cli import main; main(sys.argv[1:])"
     ended = execute([sys.executable, "-c", blocked, "report", str(written), "--out", "/tmp/never.html"])
     assert (ended.status, len(ended.errors)) == (1, 1)
-    assert "this needs matplotlib: pip install 'mpiconv[report]'" in ended.errors[0]
+    assert "this needs matplotlib: pip install -e '" in ended.errors[0]
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.02, 0.05, 0.1, 0.2])
@@ -177,7 +177,10 @@ def test_profiles_from_a_file(tmp_path):
         with pytest.raises(kind, match=word):
             load_profile(name)
     for text, word in [
-        ("[a]\ncompute_pwer_w = 5\ntransfer_power_w = 1", "unknown key 'compute_pwer_w', is it 'compute_power_w'"),
+        (
+            "[a]\ncompute_pwer_w = 5\ntransfer_power_w = 1",
+            "unknown key 'compute_pwer_w'; did you mean 'compute_power_w'",
+        ),
         ("[a]\ncompute_power_w = -5\ntransfer_power_w = 1", "compute_power_w of a is -5"),
         ("[a]\ncompute_power_w = 5\ntransfer_power_w = 1\ntraffic = 'x'", "multicast or unicast is wanted"),
         ("[a", "is not TOML"),

@@ -115,7 +115,7 @@ def test_csv_holds_both_views(tmp_path):
     [
         pytest.param(["--input", "227"], 2, "'227' is not channels x rows x columns", id="input"),
         pytest.param(["--devices", "0"], 2, "'0' is not a whole number from 1 up", id="devices"),
-        pytest.param(["--figure", "5"], 2, "invalid choice", id="figure"),
+        pytest.param(["--figure", "5"], 2, "unknown value '5': choose from 3, 4, 6, 7", id="figure"),
         pytest.param(["--figure", "7"], 2, "figure 7 needs a picture", id="no-picture"),
         pytest.param(["--figure", "3", "--out", "/proc/x.png"], 1, "cannot write /proc/x.png", id="folder"),
         pytest.param(["--figure", "3", "--out", "x.xyz"], 1, "choose a name ending in", id="format"),

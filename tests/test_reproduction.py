@@ -219,7 +219,7 @@ def test_report_command(files, tmp_path):
     assert "figure 8 needs runs over two devices" in ended.errors[0]
     ended = mpiconv(0, "report", files[0], "--figure", 9, "--trace", tmp_path / "t.json")
     assert (ended.status, "--trace is for the page" in ended.errors[0]) == (2, True)
-    assert "invalid choice" in mpiconv(0, "report", files[0], "--figure", 3).errors[0]
+    assert "unknown value '3': choose from 8, 9" in mpiconv(0, "report", files[0], "--figure", 3).errors[0]
 
 
 def test_page_without_results_says_so(tmp_path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
+import re
 import signal
 import sys
 import time
@@ -11,13 +13,14 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from io import TextIOWrapper
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import mpiconv
 import mpiconv.cli.startup
 from mpiconv.errors import MpiconvError, reason
 from mpiconv.runtime import openmpi
 from mpiconv.signals import Ended
+from mpiconv.words import did_you_mean
 
 openmpi.configure()
 
@@ -41,7 +44,35 @@ UNREAD = 128 + signal.SIGPIPE
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, printed once for all ranks."""
+    """A parser whose errors are one line, printed once for all ranks, with the right word that is nearest."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse all of the words: the first that is not known is an error of the command that it is given to."""
+        words = list(sys.argv[1:] if args is None else args)
+        dashed = (word.startswith("-") for word in words)
+        own = list(itertools.takewhile(lambda _: next(dashed), words)) if self._subparsers else words
+        for word in itertools.takewhile(lambda word: word != "--", own):
+            name = word.partition("=")[0]
+            if re.match(r"--?[A-Za-z]", name) and not any(known.startswith(name) for known in self._known):
+                before = "; options of a command follow it" if self._subparsers else ""
+                self.error(f"unknown option {name}{did_you_mean(name, self._known) or before}")
+        found, unknown = super().parse_known_args(words, namespace)
+        if unknown:
+            self.error(f"unexpected {unknown[0]!r}: a value with spaces in it wants quotes")
+        return found, []
+
+    @property
+    def _known(self) -> list[str]:
+        return list(self._option_string_actions)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        known = [str(choice) for choice in action.choices]
+        hint = f"choose from {', '.join(known)}{did_you_mean(str(value), known)}"
+        if action.dest == "command":
+            self.error(f"unknown command {value!r}: {hint}")
+        raise argparse.ArgumentError(action, f"unknown value {str(value)!r}: {hint}")
 
     def error(self, message: str) -> NoReturn:
         """End with exit status 2."""

@@ -16,6 +16,8 @@ import torch
 from mpi4py import MPI
 from tqdm import tqdm
 
+from mpiconv.cli.crowding import crowded
+from mpiconv.cli.gain import gain_over_one
 from mpiconv.cli.options import Every, pace_of, settings_of
 from mpiconv.cli.saving import Results, check_outputs, so_far
 from mpiconv.cli.setup import REPEATS, Job, prepare
@@ -63,8 +65,9 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
         return prepare(arguments, comm.size)
 
     job = on_root(comm, ready, what="loading the network and the pictures")
+    crowd = crowded(arguments, comm)
     if job is not None:
-        _notes(arguments, job)
+        _notes(arguments, job, crowd)
     pace = pace_of(arguments, comm.rank, comm.size)
     settings = _with_file(arguments, settings_of(arguments, pace), comm)
     startup.done("model, plan and pictures")
@@ -84,11 +87,12 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
             f"ended by {ended_early} before the first repeat: nothing was measured and no results are written"
         )
     record = net.collect()
+    gain = None if ended_early else gain_over_one(arguments, job, record, net.settings, comm)
     status = 0
     if job is not None and record is not None:
         if ended_early:
             _tell_early(ended_early, done, job, arguments)
-        status = _finish(arguments, job, record, outputs, net, ended_early, startup, results)
+        status = _finish(arguments, job, record, outputs, net, ended_early, startup, results, gain)
     leave(comm)
     return status
 
@@ -262,18 +266,21 @@ def _finish(
     ended_early: str,
     startup: Startup,
     results: Results,
+    gain: dict[str, Any] | None,
 ) -> int:
     """What rank 0 does with the outputs and measurements of all ranks."""
     results.save(record, ended_early)  # before the rest, which may fail or be ended
     check = _check(job, outputs, net.settings) if arguments.check else None
     predictions = [line for index, output in enumerate(outputs) for line in _predictions(job, output, index)]
     accuracy = _accuracy(job, outputs)
-    if check or accuracy:
-        results.save(record, ended_early, check, {"data": arguments.data, **accuracy} if accuracy else {})
+    about = {"data": arguments.data, **accuracy} if accuracy else {}
+    about |= {f"gain_{key}": value for key, value in (gain or {}).items()}
+    if check or about:
+        results.save(record, ended_early, check, about)
     if arguments.json:
-        print(to_json(_report(job, record, predictions, check, results) | accuracy))
+        print(to_json(_report(job, record, predictions, check, results) | accuracy | {"gain": gain}))
     else:
-        print(summary(job, record, predictions, check, results.paused_s))
+        print(summary(job, record, predictions, check, results.paused_s, gain))
         if accuracy:
             print(f"accuracy {accuracy['accuracy']:.2%} of {accuracy['answered']} pictures ({arguments.data})")
         if not arguments.quiet:
@@ -375,11 +382,11 @@ def _report(job: Job, record: Record, predictions: list[Any], check: Any, result
     }
 
 
-def _notes(arguments: argparse.Namespace, job: Job) -> None:
+def _notes(arguments: argparse.Namespace, job: Job, crowd: list[str]) -> None:
     """Say once, on stderr, what the user may not expect."""
     if arguments.quiet:
         return
-    notes = []
+    notes = crowd[:]
     if job.plan.ranks == 1:
         notes.append("running on one rank; start more with: mpirun -n 2 mpiconv run ... (README: across devices)")
     units = len(job.plan.graph.body)

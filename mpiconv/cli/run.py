@@ -58,6 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--check", action="store_true", help="compare with the unsplit model; exit status 1 if they differ"
     )
     measure.add_argument(
+        "--compare-single",
+        type=whole,
+        default=0,
+        metavar="N",
+        help="also run the model N times on rank 0 alone and say what the split gains (with --check it is said anyway)",
+    )
+    measure.add_argument(
         "--link-rate",
         type=rate,
         default=100e6,

@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mpiconv.measure.record import typical
+from mpiconv.nets.pictures import RandomPictures
 from mpiconv.text import safe_text
+from mpiconv.words import counted
 
 if TYPE_CHECKING:
     from mpiconv.cli.setup import Job
@@ -39,19 +42,17 @@ def summary(
     predictions: list[dict[str, Any]],
     check: dict[str, Any] | None,
     paused_s: float = 0.0,
+    gain: dict[str, Any] | None = None,
 ) -> str:
-    """The answers, what was run, whether it is exact, and how long it took."""
+    """The answers, what was run, whether it is exact, how long it took, and what the split gained."""
     plan = job.plan
-    lines = [
-        safe_text(f"{line['image']}  {line['label']}  {line['score']:.3f}") for line in predictions[:SHOWN_ANSWERS]
-    ]
-    if len(predictions) > SHOWN_ANSWERS:
-        lines.append(f"... and {len(predictions) - SHOWN_ANSWERS} more (--answers or --json give all)")
+    lines = _answers(job, predictions)
     threads = sorted({int(n) for n in record.threads})
     lines.append(
-        f"{job.info.name}, input {'x'.join(map(str, plan.input_shape))}, {plan.scheme} over {plan.ranks} "
-        f"rank{'s' if plan.ranks > 1 else ''} on {len(set(record.hostnames))} host(s), "
-        f"{'-'.join(map(str, threads))} thread(s) a rank, gather {plan.graph.gather}, head {plan.graph.head}"
+        f"{job.info.name}, input {'x'.join(map(str, plan.input_shape))}, {plan.scheme} over "
+        f"{counted(plan.ranks, 'rank')} on {counted(len(set(record.hostnames)), 'host')}, "
+        f"{'-'.join(map(str, threads))} thread{'' if threads == [1] else 's'} a rank, "
+        f"gather {plan.graph.gather}, head {plan.graph.head}"
     )
     if check is not None:
         found = (
@@ -62,34 +63,70 @@ def summary(
         worst = max(check["max_rel_error"], check["eager_rel_error"])
         verdict = "passed" if worst <= check["tolerance"] else "FAILED"
         lines.append(
-            f"check    {verdict}: {found}, against the unsplit model on {check['batches']} batch(es); "
+            f"check    {verdict}: {found}, against the unsplit model on {counted(check['batches'], 'batch')}; "
             f"{check['eager_rel_error']:.2g} against eager torch"
         )
     every = f", every {record.kept_every}th of a long series" if record.kept_every > 1 else ""
     times = {name: f"{1e3 * value:.2f}" for name, value in latency(record).items()}
     lines.append(
         f"latency  median {times['median']} ms, mean {times['mean']}, p95 {times['p95']}, min {times['min']} "
-        f"({len(record.latency_s)} repeats{every}); {throughput_fps(record, plan.batch, paused_s):.1f} pictures/s"
+        f"({counted(len(record.latency_s), 'repeat')}{every}); "
+        f"{throughput_fps(record, plan.batch, paused_s):.1f} pictures/s"
     )
+    if gain is not None:
+        lines.append(_gain(gain))
     moved = record.bytes_received.sum() / 1e6
     lines.append(f"moved    {moved:.2f} MB per inference over all ranks")
     return "\n".join(lines)
 
 
+def _answers(job: Job, predictions: list[dict[str, Any]]) -> list[str]:
+    """The first answers, a line each; one line for those that mean nothing."""
+    meaningless = (
+        "pictures are" if isinstance(job.pictures, RandomPictures) else "" if job.info.trained else "weights are"
+    )
+    if meaningless and predictions:
+        return [f"answers  mean nothing, the {meaningless} random: {len(predictions)} not shown (--answers or --json)"]
+    lines = [
+        safe_text(f"{line['image']}  {line['label']}  {line['score']:.3f}") for line in predictions[:SHOWN_ANSWERS]
+    ]
+    if len(predictions) > SHOWN_ANSWERS:
+        lines.append(f"... and {len(predictions) - SHOWN_ANSWERS} more (--answers or --json give all)")
+    return lines
+
+
+def _gain(gain: dict[str, Any]) -> str:
+    """What the split gained over one rank, as a sentence."""
+    factor = gain["factor"]
+    what = {"latency": "", "pictures/s": " the pictures/s"}[gain["measure"]]
+    than = {"latency": " faster than", "pictures/s": " of"}[gain["measure"]] if factor >= 1 else ": slower than"
+    alone = f"{1e3 * gain['single_latency_s']:.2f} ms, median of {gain['repeats']}"
+    return f"gain     {factor:.2f} x{what}{than} rank 0 alone ({alone})"
+
+
 def where_time_went(record: Record) -> str:
-    """A table of every unit's median compute and exchange time on every rank, in ms."""
-    compute = 1e3 * np.median(record.compute_time_s, axis=0)
-    exchange = 1e3 * np.median(record.exchange_time_s, axis=0)
+    """A table of every unit's compute and exchange time on every rank, in ms, that adds up to the latency.
+
+    They are means over the half of the repeats that is nearest to the median latency.
+    """
+    kept = typical(record.latency_s)
+    latency_ms = 1e3 * record.latency_s[kept].mean()
+    compute, exchange = (1e3 * times[kept].mean(axis=0) for times in (record.compute_time_s, record.exchange_time_s))
     header = ["unit", *(f"rank {rank}" for rank in range(record.ranks))]
     rows = [
         [unit, *(f"{compute[r, u]:.2f} + {exchange[r, u]:.2f}" for r in range(record.ranks))]
         for u, unit in enumerate(record.units)
     ]
     rows.append(["all", *(f"{compute[r].sum():.2f} + {exchange[r].sum():.2f}" for r in range(record.ranks))])
+    others = [""] * (record.ranks - 1)
+    rows.append(["between", f"{latency_ms - compute[0].sum() - exchange[0].sum():.2f}", *others])
+    rows.append(["latency", f"{latency_ms:.2f}", *others])
     rows.append(["weights", *(f"{weights / 1e6:.1f} MB" for weights in record.weight_bytes)])
-    return "\n".join(
-        ["", "where the time went: compute + exchange (waiting included), median ms", *align([header, *rows])]
-    )
+    title = [
+        "where the time went, ms: compute + exchange (waiting included),",
+        f"means of the {counted(len(kept), 'repeat')} nearest the median latency, so that they add up",
+    ]
+    return "\n".join(["", *title, *align([header, *rows])])
 
 
 def ranks_at_work(record: Record) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from mpiconv.errors import MpiconvError, UsageError
 from mpiconv.measure.record import Record
 from mpiconv.reading import read_toml
+from mpiconv.words import did_you_mean
 
 BUILT_IN = Path(__file__).with_name("profiles.toml")
 WHAT = "file of energy profiles"
@@ -77,15 +77,13 @@ def load_profile(name: str) -> EnergyProfile:
 
 def _from_table(path: Path, tables: dict[str, Any], name: str) -> EnergyProfile:
     if not isinstance(tables.get(name), dict):
-        close = get_close_matches(name, tables, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, tables)
         raise UsageError(f"no energy profile {name!r}: choose from {', '.join(tables)} or FILE.toml:NAME{hint}")
     table = dict(tables[name])
     known = {field.name for field in fields(EnergyProfile)} - {"name", "link_bytes_per_s"}
     for key, value in table.items():
         if key not in known:
-            close = get_close_matches(key, known, 1)
-            raise MpiconvError(f"{path}: {name} has the unknown key {key!r}{f', is it {close[0]!r}?' if close else ''}")
+            raise MpiconvError(f"{path}: {name} has the unknown key {key!r}{did_you_mean(key, known)}")
         if key in ("source", "traffic"):
             if not isinstance(value, str):
                 raise MpiconvError(f"{path}: {key} of {name} is {value!r}: a text is wanted")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mpiconv.errors import UsageError
+from mpiconv.words import counted
 
 
 @dataclass(frozen=True, order=True)
@@ -156,7 +157,7 @@ def normalised(shares: Sequence[float], ranks: int) -> list[float]:
     """
     values = [float(share) for share in shares]
     if len(values) != ranks:
-        raise UsageError(f"{len(values)} shares for {ranks} ranks: give one number per rank")
+        raise UsageError(f"{counted(len(values), 'share')} for {counted(ranks, 'rank')}: give one number per rank")
     for rank, value in enumerate(values):
         if not math.isfinite(value) or value < 0:
             raise UsageError(f"the share of rank {rank} is {value:g}: a share is a number from 0 up")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 
 from mpiconv.errors import UsageError
 from mpiconv.nets.graph import MOVERS, PICTURE, Graph, Unit
 from mpiconv.partition.box import Box, Span, hull, split
 from mpiconv.partition.receptive import needs_of
+from mpiconv.words import did_you_mean
 
 Boxes = list[list[Box]]
 Scheme = Callable[[Graph, Sequence[float]], Boxes]
@@ -37,9 +37,7 @@ def boxes_of(name: str, graph: Graph, shares: Sequence[float]) -> Boxes:
     Raises UsageError for a scheme that does not exist.
     """
     if name not in SCHEMES:
-        close = get_close_matches(name, SCHEMES, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise UsageError(f"unknown scheme {name!r}: choose from {', '.join(SCHEMES)}{hint}")
+        raise UsageError(f"unknown scheme {name!r}: choose from {', '.join(SCHEMES)}{did_you_mean(name, SCHEMES)}")
     boxes = SCHEMES[name](graph, shares)
     for unit, row in zip(graph.body, boxes, strict=True):
         if unit.opaque:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mpiconv.study.runs import Run, baseline
-from mpiconv.study.style import WAITING, colour
+from mpiconv.study.runs import Run, gains
+from mpiconv.study.style import WAITING, colour, shortened
 
 WIDTH_IN = 6.4
 
@@ -16,14 +16,19 @@ Chart = Callable[[Any, Run], Any]
 Comparison = Callable[[Any, Sequence[Run]], Any]
 
 
-def _lengthy(count: int, least: float = 2.2, each: float = 0.32) -> tuple[float, float]:
-    return WIDTH_IN, max(least, 1.3 + each * count)
+LEGEND_COLUMNS, LEGEND_ROW_IN = 5, 0.19
+
+
+def _lengthy(count: int, least: float = 2.2, each: float = 0.32, legend: int = 0) -> tuple[float, float]:
+    """The size in inches of a chart with so many bars, one below the other, and of a long legend below them."""
+    rows = max(0, -(-legend // LEGEND_COLUMNS) - 2)
+    return WIDTH_IN, max(least, 1.3 + each * count) + LEGEND_ROW_IN * rows
 
 
 def time_per_rank(plt: Any, run: Run) -> Any:
     """Stacked bars: what each rank computed, unit by unit, and how long it was exchanging or waiting."""
-    compute, exchange = 1e3 * run.busy_s("compute_time"), 1e3 * run.busy_s("exchange_time")
-    figure, axes = plt.subplots(figsize=_lengthy(run.ranks, 2.6))
+    compute, exchange = 1e3 * run.typical_s("compute_time"), 1e3 * run.typical_s("exchange_time")
+    figure, axes = plt.subplots(figsize=_lengthy(run.ranks, 2.6, legend=1 + len(run.units)))
     ranks, left = np.arange(run.ranks), np.zeros(run.ranks)
     for u, unit in enumerate(run.units):
         axes.barh(ranks, compute[:, u], 0.7, left, label=unit, color=colour(u), edgecolor="white", linewidth=0.3)
@@ -32,8 +37,8 @@ def time_per_rank(plt: Any, run: Run) -> Any:
         ranks, exchange.sum(axis=1), 0.7, left, label="exchange, waiting", color=WAITING, hatch="///", edgecolor="white"
     )
     _ranks_down(axes, run)
-    axes.set_xlabel("ms per inference, median")
-    figure.legend(loc="outside lower center", ncols=5, fontsize="small")
+    axes.set_xlabel("ms per inference, mean of the repeats nearest the median latency")
+    figure.legend(loc="outside lower center", ncols=LEGEND_COLUMNS, fontsize="small")
     return figure
 
 
@@ -44,7 +49,7 @@ def timeline(plt: Any, run: Run) -> Any:
     exchange, compute = run.array("exchange_start")[repeat], run.array("compute_start")[repeat]
     waited, busy = run.array("exchange_time")[repeat], run.array("compute_time")[repeat]
     begin = exchange[0, 0]
-    figure, axes = plt.subplots(figsize=_lengthy(run.ranks, 2.6))
+    figure, axes = plt.subplots(figsize=_lengthy(run.ranks, 2.6, legend=1 + len(run.units)))
     for rank in range(run.ranks):
         spans = [
             (1e3 * (max(s, begin) - begin), 1e3 * (d - max(begin - s, 0)))
@@ -56,7 +61,7 @@ def timeline(plt: Any, run: Run) -> Any:
             axes.broken_barh([span], (rank - 0.35, 0.7), color=colour(u), label=unit if rank == 0 else None)
     _ranks_down(axes, run)
     axes.set_xlabel(f"ms since the picture was there (repeat {repeat}, of median latency)")
-    figure.legend(loc="outside lower center", ncols=5, fontsize="small")
+    figure.legend(loc="outside lower center", ncols=LEGEND_COLUMNS, fontsize="small")
     return figure
 
 
@@ -68,7 +73,8 @@ def bytes_per_unit(plt: Any, run: Run) -> Any:
     for rank in range(run.ranks):
         places = units + (rank - (run.ranks - 1) / 2) * width
         axes.bar(places, received[rank], width, color=colour(rank), label=f"rank {rank}")
-    axes.set_xticks(units, run.units, rotation=45 if len(units) > 7 else 0)
+    rotation = 0 if len(units) <= 7 else 45 if len(units) <= 16 else 90
+    axes.set_xticks(units, run.units, rotation=rotation, fontsize="medium" if rotation < 90 else "x-small")
     axes.set_ylabel("MB received per inference")
     axes.set_ylim(0, max(1.05 * received.max(), 1e-3))
     if run.ranks <= 8:
@@ -121,11 +127,9 @@ def latencies(plt: Any, group: Sequence[Run]) -> Any:
 
 def speed_ups(plt: Any, group: Sequence[Run]) -> Any:
     """Speed-up and efficiency of every run against the baseline."""
-    reference = baseline(group)
-    gains = [reference.latency_s / run.latency_s for run in group]
     figure, panels = plt.subplots(1, 2, figsize=_lengthy(len(group)), sharey=True)
-    values = (gains, [gain / run.ranks for gain, run in zip(gains, group, strict=True)])
-    for axes, heights, label in zip(panels, values, ("speed-up", "efficiency (per rank)"), strict=True):
+    values = zip(*gains(group), strict=True)
+    for axes, heights, label in zip(panels, values, ("speed-up", "efficiency (per device)"), strict=True):
         axes.barh(range(len(group)), heights, 0.6, color=[colour(i) for i in range(len(group))])
         axes.axvline(1, color="black", linewidth=0.8)
         for i, height in enumerate(heights):
@@ -145,8 +149,7 @@ def _ranks_down(axes: Any, run: Run) -> None:
 
 
 def _names_down(axes: Any, group: Sequence[Run]) -> None:
-    names = [run.name if len(run.name) <= 28 else run.name[:27] + "\N{HORIZONTAL ELLIPSIS}" for run in group]
-    axes.set_yticks(range(len(group)), names)
+    axes.set_yticks(range(len(group)), shortened([run.name for run in group]))
     axes.invert_yaxis()
 
 

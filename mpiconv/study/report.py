@@ -15,7 +15,17 @@ from mpiconv.files import check_writable, write_csv, write_text
 from mpiconv.measure.results import read_each
 from mpiconv.study.benchmark import AIMS, HEADER, Benchmark, contenders, is_benchmark, rows, targets
 from mpiconv.study.charts import OF_A_RUN, OF_SEVERAL
-from mpiconv.study.runs import Run, baseline, by_network, distinct, load_run, summary_rows, trace_events, unit_rows
+from mpiconv.study.runs import (
+    Run,
+    baseline,
+    by_network,
+    distinct,
+    load_run,
+    over_hosts,
+    summary_rows,
+    trace_events,
+    unit_rows,
+)
 from mpiconv.study.style import pyplot, save
 from mpiconv.text import to_json
 
@@ -72,10 +82,12 @@ def write_report(
             {
                 "network": " ".join(network),
                 "rows": summary_rows(group),
-                "compared_with": reference.name,
-                "compared_split": reference.split,
+                "compared_with": reference.name if reference else "",
+                "device": "host" if over_hosts(group) else "rank",
                 "figures": [
-                    _draw(beside, f"{number}-{key}", heading, chart, group) for key, heading, chart in OF_SEVERAL
+                    _draw(beside, f"{number}-{key}", heading, chart, group)
+                    for key, heading, chart in OF_SEVERAL
+                    if reference or key != "speed-up"
                 ],
                 "runs": [_about(run, beside, f"{number}-{i}") for i, run in enumerate(group, 1)],
             }

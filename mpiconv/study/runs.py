@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mpiconv.errors import MpiconvError
+from mpiconv.measure.record import typical
 from mpiconv.measure.results import RUN, read_each, read_file
 from mpiconv.text import safe_text
 
@@ -51,9 +52,15 @@ class Run:
         return self.attribute("model"), shape
 
     @property
-    def split(self) -> bool:
-        """Whether more than one rank computes."""
-        return bool((self.array("flops").sum(axis=1) > 0).sum() > 1)
+    def workers(self) -> list[int]:
+        """The ranks that compute, send or receive anything; the root, which has the pictures, is always one."""
+        shares = sum(self.array(name).sum(axis=1) > 0 for name in ("flops", "bytes_sent", "bytes_received"))
+        return sorted({0, *np.flatnonzero(shares).tolist()})
+
+    @property
+    def hosts(self) -> set[str]:
+        """The hosts of its workers."""
+        return set(self.array("hostname")[self.workers].tolist())
 
     @property
     def latency_s(self) -> float:
@@ -63,6 +70,10 @@ class Run:
     def busy_s(self, name: str) -> np.ndarray:
         """(rank, unit): median of ``compute_time`` or ``exchange_time`` over the repeats, in s."""
         return np.asarray(np.median(self.array(name), axis=0))
+
+    def typical_s(self, name: str) -> np.ndarray:
+        """(rank, unit): mean of a time over the repeats near the median latency, in s; they add up to it."""
+        return np.asarray(self.array(name)[typical(self.array("latency"))].mean(axis=0))
 
     @property
     def imbalance(self) -> float:
@@ -117,18 +128,34 @@ def by_network(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
     return groups
 
 
-def baseline(group: Sequence[Run]) -> Run:
-    """What the others are compared with: the fastest run on one device, or the slowest where all are split."""
-    whole = [run for run in group if not run.split]
-    return min(whole, key=lambda r: r.latency_s) if whole else max(group, key=lambda r: r.latency_s)
+def over_hosts(group: Sequence[Run]) -> bool:
+    """Whether a device is a host in this group, as it is once any of its runs needs several; else it is a rank."""
+    return any(len(run.hosts) > 1 for run in group)
+
+
+def baseline(group: Sequence[Run]) -> Run | None:
+    """What the others are compared with: the fastest run of which one device does all; None where there is none.
+
+    A run whose root only passes the work on to a faster host needs both, so it is none.
+    """
+    several = over_hosts(group)
+    whole = [run for run in group if len(run.hosts if several else run.workers) == 1]
+    return min(whole, key=lambda run: run.latency_s, default=None)
+
+
+def gains(group: Sequence[Run]) -> list[tuple[float, float]]:
+    """Speed-up and efficiency (per device) of every run; NaN without a baseline."""
+    reference, several = baseline(group), over_hosts(group)
+    speed_ups = [reference.latency_s / run.latency_s if reference else float("nan") for run in group]
+    devices = [len(set(run.array("hostname").tolist())) if several else run.ranks for run in group]
+    return [(speed_up, speed_up / count) for speed_up, count in zip(speed_ups, devices, strict=True)]
 
 
 def summary_rows(group: Sequence[Run]) -> list[dict[str, str]]:
     """A row per run: what it was, how long it took, what it moved, and how that compares."""
-    reference = baseline(group)
     found = []
-    for run in group:
-        times, speed_up = 1e3 * run.array("latency"), reference.latency_s / run.latency_s
+    for run, (speed_up, efficiency) in zip(group, gains(group), strict=True):
+        times = 1e3 * run.array("latency")
         batch = int(run.data.attrs.get("batch", 1))
         found.append(
             {
@@ -140,8 +167,9 @@ def summary_rows(group: Sequence[Run]) -> list[dict[str, str]]:
                 "p95 ms": f"{np.percentile(times, 95):.2f}",
                 "min ms": f"{times.min():.2f}",
                 "pictures/s": f"{1e3 * batch / times.mean():.1f}",
-                "speed-up": f"{speed_up:.2f}",
-                "efficiency": f"{speed_up / run.ranks:.2f}",
+                "speed-up": _number(speed_up),
+                "efficiency": _number(efficiency),
+                "x rank 0 alone": _number(float(run.data.attrs.get("gain_factor", "nan"))),
                 "imbalance": f"{run.imbalance:.1%}",
                 "moved MB": f"{run.array('bytes_received').sum() / 1e6:.2f}",
                 "largest weights MB": f"{run.array('weight_bytes').max() / 1e6:.1f}",
@@ -150,6 +178,10 @@ def summary_rows(group: Sequence[Run]) -> list[dict[str, str]]:
             }
         )
     return found
+
+
+def _number(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.2f}"
 
 
 def unit_rows(run: Run) -> list[dict[str, str]]:

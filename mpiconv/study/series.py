@@ -69,7 +69,7 @@ def speed(pace: float) -> str:
 
 
 def device_curves(points: Iterable[Point]) -> list[Curve]:
-    """The curves of Figure 9; a run on one device is the first point of all curves with its model, speed and rate.
+    """The curves of Figure 9; all with the same model, speed and rate begin with the fastest run on one device.
 
     The order is model, speed, falling rate, scheme, exchange point.
     """
@@ -78,7 +78,7 @@ def device_curves(points: Iterable[Point]) -> list[Curve]:
     for point in points:
         where = (point.model, round(point.pace, 2), point.rate_mb_per_s)
         if point.ranks == 1:
-            alone[where] = point
+            alone[where] = min(point, alone.get(where, point), key=lambda each: each.median_s)
         else:
             groups.setdefault((*where, point.scheme, point.gather), {})[float(point.ranks)] = point
     curves = []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from colorsys import hls_to_rgb
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from mpiconv.files import replaced
 # Okabe and Ito's palette
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 WAITING = "#B8BEC6"
+GOLDEN = 0.618034
+"""Steps of this part of the colour circle come back to no hue that was there before."""
+LONGEST_NAME = 28
 SETTINGS = {
     "axes.grid": True,
     "axes.axisbelow": True,
@@ -33,8 +37,18 @@ SETTINGS = {
 
 
 def colour(index: int) -> str:
-    """The colour of rank, run or unit number ``index``."""
-    return COLOURS[index % len(COLOURS)]
+    """The colour of rank, run or unit number ``index``: first the palette's, then others, no two alike."""
+    if index < len(COLOURS):
+        return COLOURS[index]
+    lightness = (0.42, 0.68, 0.28)[index % 3]
+    return "#{:02X}{:02X}{:02X}".format(*(round(255 * c) for c in hls_to_rgb(index * GOLDEN % 1, lightness, 0.62)))
+
+
+def shortened(names: Sequence[str], length: int = LONGEST_NAME) -> list[str]:
+    """Names of at most so many characters: longer ones cut in the middle, or numbered where they are alike then."""
+    head = length // 2 - 1
+    short = [n if len(n) <= length else f"{n[:head]}\N{HORIZONTAL ELLIPSIS}{n[head + 1 - length :]}" for n in names]
+    return [f"{i}: {n[: length - 4]}" if short.count(n) > 1 else n for i, n in enumerate(short, 1)]
 
 
 @contextmanager

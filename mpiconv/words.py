@@ -1,0 +1,26 @@
+"""Words of messages: a number with its noun, and the known word that is nearest to an unknown one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+IRREGULAR = {"batch": "batches", "class": "classes"}
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 rank``, ``2 ranks``."""
+    return f"{count} {noun if count == 1 else IRREGULAR.get(noun, noun + 's')}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``; did you mean 'kpm'?`` for the known word that is nearest, whatever its case; empty where none is near.
+
+    Of options, which are not quoted, the dashes do not count.
+    """
+    texts = {text.lstrip("-").lower(): text for text in known}
+    close = get_close_matches(word.lstrip("-").lower(), texts, 1)
+    if not close:
+        return ""
+    text = texts[close[0]]
+    return f"; did you mean {text if text.startswith('-') else repr(text)}?"
