@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from mpiconv.cli.crowding import crowded
 from mpiconv.cli.gain import gain_over_one
+from mpiconv.cli.notes import note
 from mpiconv.cli.options import Every, pace_of, settings_of
 from mpiconv.cli.saving import Results, check_outputs, so_far
 from mpiconv.cli.setup import REPEATS, Job, prepare
@@ -87,12 +88,13 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
             f"ended by {ended_early} before the first repeat: nothing was measured and no results are written"
         )
     record = net.collect()
+    not_finite = net.first_not_finite()
     gain = None if ended_early else gain_over_one(arguments, job, record, net.settings, comm)
     status = 0
     if job is not None and record is not None:
         if ended_early:
             _tell_early(ended_early, done, job, arguments)
-        status = _finish(arguments, job, record, outputs, net, ended_early, startup, results, gain)
+        status = _finish(arguments, job, record, outputs, net, ended_early, startup, results, gain, not_finite)
     leave(comm)
     return status
 
@@ -111,7 +113,7 @@ def _with_file(arguments: argparse.Namespace, settings: Settings, comm: MPI.Intr
     without = sorted(set(range(1, comm.size)) - set(readers))
     if comm.rank == 0 and without and not arguments.quiet:
         ranks = ", ".join(map(str, without))
-        print(f"mpiconv: note: sent their weights, having no {path}: rank {ranks}", file=sys.stderr, flush=True)
+        note(f"sent their weights, having no {path}: rank {ranks}")
     return replace(settings, weights_file=path, readers=readers)
 
 
@@ -267,6 +269,7 @@ def _finish(
     startup: Startup,
     results: Results,
     gain: dict[str, Any] | None,
+    not_finite: str,
 ) -> int:
     """What rank 0 does with the outputs and measurements of all ranks."""
     results.save(record, ended_early)  # before the rest, which may fail or be ended
@@ -274,6 +277,9 @@ def _finish(
     predictions = [line for index, output in enumerate(outputs) for line in _predictions(job, output, index)]
     accuracy = _accuracy(job, outputs)
     about = {"data": arguments.data, **accuracy} if accuracy else {}
+    if not_finite:
+        note(f"the output of {not_finite} is not finite (NaN or infinity), the first of those looked at (--guard)")
+        about["not_finite"] = not_finite
     about |= {f"gain_{key}": value for key, value in (gain or {}).items()}
     if check or about:
         results.save(record, ended_early, check, about)
@@ -395,5 +401,5 @@ def _notes(arguments: argparse.Namespace, job: Job, crowd: list[str]) -> None:
         notes.append(f"rank {rank} has nothing to compute in {where}")
     if not job.info.trained:
         notes.append(f"the weights of {job.info.name} are random (seed {arguments.seed}): its answers mean nothing")
-    for note in notes:
-        print(f"mpiconv: note: {note}", file=sys.stderr, flush=True)
+    for text in notes:
+        note(text)

@@ -147,6 +147,13 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "latency and memory (default: %(default)s)",
     )
     group.add_argument(
+        "--guard",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="tell the first unit and rank whose output is not finite (NaN or infinity); auto: look at the units where "
+        "that costs less than half a percent (default: auto)",
+    )
+    group.add_argument(
         "--no-selfcheck",
         action="store_true",
         help="do not compare, at the start, what was traced of the model with the model itself on one random batch",
@@ -177,6 +184,7 @@ def settings_of(arguments: argparse.Namespace, pace: float) -> Settings:
         in_flight=arguments.in_flight,
         pace=pace,
         dilation=arguments.dilation,
+        guard=arguments.guard,
         selfcheck=not arguments.no_selfcheck,
         rank_timeout_s=arguments.rank_timeout,
     )

@@ -24,6 +24,7 @@ from mpiconv.runtime import onednn
 from mpiconv.runtime.compute import LocalUnit, Paced, weights_of
 from mpiconv.runtime.engine import DistributedNet
 from mpiconv.runtime.frames import Compute, Slot, around_of
+from mpiconv.runtime.guard import Guard
 from mpiconv.runtime.heap import settle_heap
 from mpiconv.runtime.host import choose_wait
 from mpiconv.runtime.messages import bcast_json, on_root
@@ -120,9 +121,11 @@ def _distribute(
     for made in comms[1:]:
         watch.attach(made)
     ahead = settings.in_flight > 1
-    slots = [Slot(shared, each, memory, wire, cuts, computes, host, ahead=ahead) for each in comms]
+    guard = Guard(settings.guard)
+    guarded = guard.around(shared, computes, comm.rank)
+    slots = [Slot(shared, each, memory, wire, cuts, guarded, host, ahead=ahead) for each in comms]
     frees = [*(made.Free for made in comms[1:]), host.comm.Free]
-    return DistributedNet(shared, comm, settings, slots, computes, held, frees, tracing_s)
+    return DistributedNet(shared, comm, settings, slots, computes, held, frees, guard, tracing_s)
 
 
 def _check_sizes(plan: Plan, host: Host, comm: MPI.Intracomm) -> None:

@@ -22,7 +22,8 @@ from mpiconv.runtime.compute import Paced
 from mpiconv.runtime.exchange import Exchanger
 from mpiconv.runtime.feed import Feed
 from mpiconv.runtime.frames import Compute, Slot
-from mpiconv.runtime.messages import bcast_json
+from mpiconv.runtime.guard import Guard, is_finite
+from mpiconv.runtime.messages import allgather_json, bcast_json
 from mpiconv.runtime.progress import Progress
 from mpiconv.runtime.recording import Recorder
 from mpiconv.runtime.settings import Settings
@@ -78,9 +79,10 @@ class DistributedNet:
         computes: list[list[Compute | None]],
         weight_bytes: int,
         frees: Sequence[Callable[[], object]],
+        guard: Guard,
         tracing_s: float = 0.0,
     ) -> None:
-        self.tracing_s = tracing_s
+        self.tracing_s, self._guard = tracing_s, guard
         self.plan, self.comm, self.settings = plan, comm, settings
         self._frees: list[Callable[[], object]] = [*(slot.close for slot in slots), *frees]
         self._watch = Watch.of(comm)
@@ -348,6 +350,13 @@ class DistributedNet:
 
         return with_tensors(output, own)
 
+    def first_not_finite(self) -> str:
+        """The unit and rank of the first output that was not finite, of those guarded; empty if none. Collective."""
+        found = self._guard.found
+        everywhere = allgather_json(self.comm, [*found, self.comm.rank] if found is not None else None)
+        first = min((tuple(each) for each in everywhere if each is not None), default=None)
+        return "" if first is None else f"unit {first[2]} on rank {first[3]}"
+
     def _checked(self, images: torch.Tensor | None) -> torch.Tensor | None:
         if self.comm.rank != ROOT:
             return None
@@ -355,4 +364,9 @@ class DistributedNet:
         if not isinstance(images, torch.Tensor) or tuple(images.shape) != wanted or images.dtype != torch.float32:
             found = "nothing" if images is None else f"{getattr(images, 'dtype', '')} {tuple(images.shape)}"
             raise UsageError(f"the plan is for float32 pictures of shape {wanted}, rank 0 was given {found}")
+        if self.settings.compute != "eager" and not is_finite(images):
+            raise UsageError(
+                "a picture has NaN or infinite pixels, of which compiled units make numbers: mend it, or compute with "
+                "torch's own operations (--compute eager), which hand them on"
+            )
         return images.detach().contiguous()
