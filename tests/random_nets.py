@@ -178,11 +178,77 @@ def normed(draw: st.DrawFn, channels: int) -> nn.Module:
     return module
 
 
+class Keywords(nn.Module):
+    """Everything by keyword, in place, and read again."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm, self.act, self.drop = nn.BatchNorm2d(channels), nn.LeakyReLU(0.2, inplace=True), nn.Dropout2d()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(input=x)
+        return torch.add(input=self.act(input=y), other=self.drop(input=y), alpha=0.5) + torch.div(
+            x, 2, rounding_mode=None
+        )
+
+
+class Constants(nn.Module):
+    """A buffer that is not saved, and coordinates that forward makes; the batch is a number in it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.rand(channels) + 0.5, persistent=False)
+        self.conv = nn.Conv2d(channels + 1, channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, _, h, w = x.shape
+        rows = torch.linspace(-1, 1, h, device=x.device).view(1, 1, h, 1).expand(n, 1, h, w)
+        return self.conv(torch.cat([x * self.scale.view(1, -1, 1, 1), rows], 1)) / n + x / x.size(0)
+
+
+class Written(nn.Module):
+    """A tensor of zeros that parts of the map are written to, if it is a tensor."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = torch.zeros_like(x)
+        out[:, ::2] = x[:, ::2]
+        out[..., 0].add_(1)
+        return out + x if isinstance(x, torch.Tensor) else x
+
+
+class Antialiased(nn.Module):
+    """Resized with antialiasing."""
+
+    def __init__(self, size: tuple[int, int], mode: str) -> None:
+        super().__init__()
+        self.size, self.mode = size, mode
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(input=x, size=self.size, mode=self.mode, antialias=True)
+
+
+def hooked(channels: int, before: bool) -> nn.Module:
+    """A convolution with a hook before or after it."""
+    conv = nn.Conv2d(channels, channels, 3, padding=1)
+    if before:
+        conv.register_forward_pre_hook(lambda _module, args: (args[0].clamp(-1, 1),))
+    else:
+        conv.register_forward_hook(lambda _module, _args, out: out * 0.5 + 1)
+    return nn.Sequential(conv, nn.ReLU(inplace=True))
+
+
+def large_windows(kernel: int, average: bool) -> nn.Module:
+    """A pooling whose window may be larger than the map."""
+    kind = nn.AvgPool2d if average else nn.MaxPool2d
+    return kind(kernel, 2, kernel // 2, ceil_mode=True)
+
+
 @st.composite
 def odd(draw: st.DrawFn, channels: int) -> tuple[nn.Module, int]:
     """One layer of those that the paper's networks do not have."""
     kinds = ["transposed", "resized", "padded", "normed", "adaptive", "excited", "fc", "where", "attention", "shuffled"]
-    kind = draw(st.sampled_from([*kinds, "sliced", "lasting", "numbers", "pixels", "unpixels", "reflecting"]))
+    kinds += ["sliced", "lasting", "numbers", "pixels", "unpixels", "reflecting"]
+    kind = draw(st.sampled_from([*kinds, "keywords", "constants", "written", "antialiased", "hooked", "large-windows"]))
     if kind == "transposed":
         return draw(transposed(channels))
     if kind == "pixels":
@@ -204,6 +270,14 @@ def odd(draw: st.DrawFn, channels: int) -> tuple[nn.Module, int]:
         "sliced": st.just(Sliced()),
         "lasting": st.just(Lasting(channels)),
         "numbers": st.just(Numbers()),
+        "keywords": st.just(Keywords(channels)),
+        "constants": st.just(Constants(channels)),
+        "written": st.just(Written()),
+        "antialiased": st.builds(
+            Antialiased, st.tuples(st.integers(1, 20), st.integers(1, 20)), st.sampled_from(["bilinear", "bicubic"])
+        ),
+        "hooked": st.builds(hooked, st.just(channels), st.booleans()),
+        "large-windows": st.builds(large_windows, st.integers(2, 9), st.booleans()),
         "reflecting": st.just(nn.Conv2d(channels, channels, 3, padding=1, padding_mode="circular")),
     }
     return draw(plain[kind]), channels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import torch
 from hypothesis import HealthCheck, assume, given, note, settings
@@ -17,8 +18,11 @@ from mpiconv.partition import SCHEMES, Plan, make_plan, split
 from tests.random_nets import SHARES, nets, odd_nets
 from tests.simulated import assert_close, run_split
 
+MORE = int(os.environ.get("MPICONV_FUZZ", "0"))
+"""Random examples of each property, in place of a few that are always the same."""
 
-@settings(max_examples=450, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+@settings(max_examples=MORE or 450, deadline=None, derandomize=not MORE, suppress_health_check=list(HealthCheck))
 @given(nets(), st.sampled_from(sorted(SCHEMES)), SHARES, st.sampled_from(["pool", "conv"]), st.integers(1, 2))
 def test_split_equals_unsplit(net, scheme, shares, gather, batch):
     model, picture = net
@@ -40,7 +44,7 @@ def test_split_equals_unsplit(net, scheme, shares, gather, batch):
             assert spec.received(rank) == need.size - (need & spec.owned[rank]).size
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=MORE or 250, deadline=None, derandomize=not MORE, suppress_health_check=list(HealthCheck))
 @given(odd_nets(), st.sampled_from(sorted(SCHEMES)), SHARES, st.sampled_from(["pool", "conv"]), st.integers(1, 2))
 def test_odd_layers(net, scheme, shares, gather, batch):
     model, picture = net

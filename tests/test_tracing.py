@@ -335,3 +335,30 @@ def test_what_depends_on_content_is_refused_by_line(make, word, capfd):
     with pytest.raises(ModelError, match=word):
         trace(make().eval(), PICTURE)
     assert capfd.readouterr().err == ""
+
+
+class Attending(nn.Module):
+    """Products of matrices in all the ways there are."""
+
+    def __init__(self):
+        super().__init__()
+        self.mha, self.fc = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 12)
+        self.up, self.line = nn.ConvTranspose2d(8, 4, 2, 2, groups=2), nn.Conv1d(8, 4, 3)
+
+    def forward(self, x):
+        rows = x.flatten(2).transpose(1, 2)
+        one = self.fc(self.mha(rows, rows, rows)[0])
+        two = torch.einsum("nld,nmd->nlm", rows, rows) @ rows + F.scaled_dot_product_attention(rows, rows, rows)
+        three = torch.baddbmm(two, torch.bmm(rows, rows.mT), rows)
+        return one.sum() + three.sum() + self.up(x).sum() + self.line(x.flatten(2)).sum()
+
+
+def test_what_the_root_computes_is_counted_as_torch_counts_it():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Attending()).eval()
+    with FlopCounterMode(display=False) as counter:  # with gradients, for it does not see into a fast path without
+        model(torch.zeros(1, *PICTURE))
+    for batch in (1, 2):
+        units = trace(model, PICTURE, batch=batch).graph.units
+        assert sum(unit.flops for unit in units) == counter.get_total_flops()

@@ -9,14 +9,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from mpiconv.nets.calls import ACTIVATIONS, PASSED_ON, kind_of, writes
+from mpiconv.nets.calls import writes
+from mpiconv.nets.flops import flops_of
 from mpiconv.nets.graph import Layer, Param, Shape
 from mpiconv.nets.layers import Map
 from mpiconv.nets.recorder import PREFIX
-from mpiconv.nets.tracers import Captured, quiet
-
-CHEAP = {*ACTIVATIONS, *PASSED_ON, "clone", "flatten", "softmax", "log_softmax"}
-"""Without FLOPs, and nothing that would let a fully connected layer run several times a picture."""
+from mpiconv.nets.tracers import Captured
 
 
 class Packed(nn.Module):
@@ -33,11 +31,12 @@ class Packed(nn.Module):
 
 @dataclass(frozen=True)
 class Region:
-    """A module, and the steps whose maps are its arguments, in order."""
+    """A module, the steps whose maps are its arguments, in order, and its FLOPs for the whole batch."""
 
     module: nn.Module
     flat: fx.GraphModule
     sources: tuple[int, ...]
+    flops: int
 
     def layer(self, name: str, kind: str, shapes: tuple[Shape, ...], out: Shape, batch: int) -> Layer:
         """It as one opaque layer that reads maps of these shapes, ``batch`` of them at a time."""
@@ -45,30 +44,7 @@ class Region:
         params = tuple(
             Param(kind, key, tuple(tensor.shape)) for key, tensor in tensors if tensor.dtype == torch.float32
         )
-        kinds = {kind_of(node) for node in self.flat.graph.nodes if node.op.startswith("call")}
-        flops = self._linear_flops(batch) if kinds <= {*CHEAP, "linear"} else self._counted_flops(shapes, batch)
-        return Layer(name, kind, shapes, out, params=params, options={"flops": flops})
-
-    def _counted_flops(self, shapes: Sequence[Shape], batch: int) -> int:
-        """FLOPs for one picture, counted by torch without computing anything."""
-        from torch._subclasses.fake_tensor import (
-            FakeTensorMode,
-        )  # a second of imports that most networks can do without
-        from torch.utils.flop_counter import FlopCounterMode
-
-        counter = FlopCounterMode(display=False)
-        try:
-            with quiet(), FakeTensorMode(allow_non_fake_inputs=True), counter, torch.inference_mode():
-                self.module(*(torch.empty(batch, *shape) for shape in shapes))
-        except Exception:  # what it needs is not known to torch without values
-            return self._linear_flops(batch)
-        return counter.get_total_flops() // batch
-
-    def _linear_flops(self, batch: int) -> int:
-        """FLOPs of the fully connected layers for one picture."""
-        calls = [node for node in self.flat.graph.nodes if node.op.startswith("call") and kind_of(node) == "linear"]
-        elements = [(node.meta["value"].numel(), node.args[1].meta["value"].shape[1]) for node in calls]
-        return sum(2 * int(made) * int(read) for made, read in elements) // batch
+        return Layer(name, kind, shapes, out, params=params, options={"flops": self.flops // batch})
 
 
 def cut(captured: Captured, values: Mapping[fx.Node, Any], wanted: fx.Node, skip: fx.Node | None = None) -> Region:
@@ -106,7 +82,8 @@ def cut(captured: Captured, values: Mapping[fx.Node, Any], wanted: fx.Node, skip
         graph.output(copies[wanted])
     tensors = {str(node.target): captured.tensors[str(node.target)] for node in members if node.op == "get_attr"}
     flat = fx.GraphModule(dict(sorted(tensors.items())), graph).eval()
-    return Region(Packed(flat, captured).eval() if wanted.op == "output" else flat, flat, tuple(arguments))
+    flops = sum(flops_of(node) for node in members if not isinstance(values.get(node), Map) or node is skip)
+    return Region(Packed(flat, captured).eval() if wanted.op == "output" else flat, flat, tuple(arguments), flops)
 
 
 def _ordered(graph: fx.Graph, node: fx.Node, order: str) -> fx.Node:
