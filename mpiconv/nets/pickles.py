@@ -6,7 +6,7 @@ import pickletools
 from typing import IO, Any
 
 MOST_BYTES = 2**23
-MOST_OPCODES = 2**22
+MOST_OPCODES = 2**20
 MOST_STEPS = 10**8
 MEMO_GAP = 2**12
 PUTS = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})

@@ -80,6 +80,8 @@ def _check_pickles(path: Path, size: int) -> None:
                 head, named = io.BytesIO(file.read(MOST_BYTES)), set[str]()
                 for _ in range(LEGACY_PICKLES):
                     named |= globals_of(head)
+                    if not all(map(TENSORS.fullmatch, named)):
+                        break
     except ModelError as error:
         raise ModelError(f"{path} holds no weights: {error}") from None
     except Exception as error:
