@@ -174,7 +174,7 @@ def test_other_classes_are_named(state, tmp_path, capfd):
     torch.save({"model": state, "when": Path("x")}, tmp_path / "path.pth", _use_new_zipfile_serialization=False)
     (tmp_path / "proto4.pth").write_bytes(pickle.dumps(argparse.Namespace(), 4))
     for name, words in (
-        ("w.pth", "argparse.Namespace too"),
+        ("w.pth", "there is argparse.Namespace in it"),
         ("module.pth", "torch.nn.modules.conv.Conv2d"),
         ("path.pth", "pathlib"),
         ("proto4.pth", "a global of protocol 4"),
@@ -224,6 +224,22 @@ def test_pickle_bombs(data, words, archive, tmp_path):
         read_weights(tmp_path / "w.pth")
 
 
+def test_keys_and_names_that_are_no_names(state, tmp_path):
+    torch.save({torch.FloatStorage(3): state, "state_dict": state}, tmp_path / "w.pth")
+    assert mpiconv.load_model("digits", tmp_path / "w.pth").info.note.endswith("below state_dict.")
+    for name in ("\x1b[31mred", "a\nb", "a" * 1000):
+        torch.save({**state, name: torch.ones(1)}, tmp_path / "w.pth")
+        with pytest.raises(
+            ModelError, match=r"w\.pth holds no weights: a tensor in it has a name that cannot be printed"
+        ):
+            mpiconv.load_model("digits", tmp_path / "w.pth")
+    torch.save(
+        {name: tensor[:0] if "classifier.3" in name else tensor for name, tensor in state.items()}, tmp_path / "w.pth"
+    )
+    with pytest.raises(ModelError, match=r"classifier\.3\.weight has shape \(0, 64\)"):
+        mpiconv.load_model("digits", tmp_path / "w.pth")
+
+
 def test_archives_that_unpack_to_more(state, tmp_path):
     torch.save(state, tmp_path / "w.pth")
     data = (tmp_path / "w.pth").read_bytes()
@@ -245,6 +261,13 @@ def test_slices_are_found_below_a_prefix_too(prefix, tmp_path):
     file = WeightsFile(tmp_path / "w.safetensors", [param.key for param in params])
     for param in params:
         assert torch.equal(file.rows(param, 1, 4), rows_of(param, model.state_dict()[param.key])[1:4])
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_pipes_are_not_waited_for(ending, tmp_path):
+    os.mkfifo(tmp_path / f"w.{ending}")
+    with pytest.raises(ModelError, match=rf"cannot read the weights .*w\.{ending}: it is no regular file"):
+        read_weights(tmp_path / f"w.{ending}")
 
 
 def test_slices_of_a_file_with_several_models_are_refused(state, tmp_path):
