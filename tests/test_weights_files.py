@@ -225,7 +225,7 @@ def test_pickle_bombs(data, words, archive, tmp_path):
 
 
 def test_keys_and_names_that_are_no_names(state, tmp_path):
-    torch.save({torch.FloatStorage(3): state, "state_dict": state}, tmp_path / "w.pth")
+    torch.save({torch.ones(3): state, (1, 2): state, "state_dict": state}, tmp_path / "w.pth")
     assert mpiconv.load_model("digits", tmp_path / "w.pth").info.note.endswith("below state_dict.")
     for name in ("\x1b[31mred", "a\nb", "a" * 1000):
         torch.save({**state, name: torch.ones(1)}, tmp_path / "w.pth")

@@ -96,10 +96,11 @@ def load_saved(path: Path) -> object:
         raise ValueError(f"{reason}; or it is cut short: {HINT}") from None
     foreign = sorted(name for name in named if not TENSORS.fullmatch(name))
     if foreign:
+        shown = ", ".join(ascii(name)[1:-1][:MOST_LETTERS] for name in foreign[:NAMED])
         more = f" and {len(foreign) - NAMED} more" if len(foreign) > NAMED else ""
         raise ValueError(
-            f"there is {', '.join(ascii(name)[1:-1][:80] for name in foreign[:NAMED])}{more} in it, and only tensors are read: where it was made, save "
-            f"the state_dict by itself, as torch.save(model.state_dict(), 'weights.pth') does"
+            f"there is {shown}{more} in it, and only tensors are read: where it was made, save the state_dict by itself, "
+            f"as torch.save(model.state_dict(), 'weights.pth') does"
         )
     try:
         with warnings.catch_warnings():
