@@ -99,8 +99,8 @@ def load_saved(path: Path) -> object:
         shown = ", ".join(ascii(name)[1:-1][:MOST_LETTERS] for name in foreign[:NAMED])
         more = f" and {len(foreign) - NAMED} more" if len(foreign) > NAMED else ""
         raise ValueError(
-            f"there is {shown}{more} in it, and only tensors are read: where it was made, save the state_dict by itself, "
-            f"as torch.save(model.state_dict(), 'weights.pth') does"
+            f"there is {shown}{more} in it, and only tensors are read: where it was made, save the state_dict by "
+            f"itself, as torch.save(model.state_dict(), 'weights.pth') does"
         )
     try:
         with warnings.catch_warnings():
