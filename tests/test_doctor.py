@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import time
@@ -10,10 +11,12 @@ import time
 import numpy as np
 import pytest
 
+from mpiconv.errors import MpiconvError
 from mpiconv.measure import open_results
 from mpiconv.measure.record import undilated
 from mpiconv.runtime.compute import Paced
 from mpiconv.runtime.doctor import Findings, _judge
+from mpiconv.runtime.preflight import read_hosts
 from tests.conftest import ROOT, execute, mpiconv
 from tests.test_measure import record
 
@@ -85,14 +88,43 @@ def test_a_host_that_nobody_knows(tmp_path):
         pytest.param(None, "cannot read the hostfile", id="missing"),
         pytest.param(b"# nothing\n\n", "names no host", id="empty"),
         pytest.param(b"\xff\xfe", "is no hostfile", id="binary"),
+        pytest.param("a slots=2\n".encode("utf-16"), "is no hostfile", id="utf-16"),
+        pytest.param(b"a\0 slots=2\n", "is no hostfile", id="nul"),
+        pytest.param(b"\xef\xbb\xbfa slots=2\n", "begins with a byte order mark, which mpirun refuses", id="bom"),
+        pytest.param(b"# x\r\na\nb slots=1\r\n", "line 3: it ends as on Windows (CR LF)", id="crlf"),
+        pytest.param(b"a\rb\r", "line 1: it ends as on Windows", id="old-mac"),
+        pytest.param("a\u00a0slots=2".encode(), r"line 1: it has the letter '\xa0'", id="no-break-space"),
+        pytest.param(b"a slot=2", "line 1: mpirun refuses slot=2: did you mean slots=N?", id="slot"),
+        pytest.param(b"a SLOTS=2", "line 1: mpirun refuses SLOTS=2: did you mean slots=N?", id="large"),
+        pytest.param(b"a max_slot=2", "refuses max_slot=2: did you mean max_slots=N?", id="max-slot"),
+        pytest.param(b"a slots=-1", "slots=-1 gives no number of slots", id="negative"),
+        pytest.param(b"a slots = two", "slots=two gives no number of slots", id="word"),
+        pytest.param(b"a slots=1.5", "slots=1.5 gives no number of slots", id="fraction"),
+        pytest.param(b"a slots=0", "slots=0 gives no number of slots", id="none"),
+        pytest.param(b"a slots", "slots gives no number of slots", id="bare"),
+        pytest.param(b"a b slots=1", "mpirun refuses b behind a: one host a line", id="two-hosts"),
+        pytest.param(b"a slots=1\nb\na slots=1", "line 3: a has slots= for the second time", id="twice"),
+        pytest.param(b"a=2", "a=2 is no name of a host: like a slots=2", id="equals"),
     ],
 )
 def test_hostfiles_that_are_refused(content, word, tmp_path):
     if content is not None:
         (tmp_path / "hosts").write_bytes(content)
+    with pytest.raises(MpiconvError, match=re.escape(word)):
+        read_hosts(tmp_path / "hosts")
+
+
+def test_a_hostfile_from_windows(tmp_path):
+    (tmp_path / "hosts").write_bytes(b"localhost slots=2\r\n")
     ended = mpiconv(0, "doctor", "--hostfile", tmp_path / "hosts")
-    assert (ended.status, len(ended.errors)) == (1, 1)
-    assert word in ended.errors[0]
+    assert (ended.status, ended.out, len(ended.errors)) == (1, "", 1)
+    assert "hosts, line 1: it ends as on Windows (CR LF), which mpirun refuses" in ended.errors[0]
+
+
+def test_hostfiles_that_mpirun_takes(tmp_path):
+    text = "  a\tslots = 2 # two\n\nb cpu=2 max-slots=4\nroot@c\nc:2\na\n127.0.0.1 slots=1\n::1\n# end"
+    (tmp_path / "hosts").write_text(text)
+    assert read_hosts(tmp_path / "hosts") == ["a", "b", "root@c", "c", "127.0.0.1", "::1"]
 
 
 def test_different_versions_are_shown_and_fail():

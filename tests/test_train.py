@@ -180,6 +180,11 @@ def test_what_the_weights_say_of_themselves(trained):
         ("digits", {"std": "[0]"}, r"std is '\[0\]', a list of numbers is wanted"),
         ("digits", {"mean": "half"}, "mean is 'half', a list of numbers is wanted"),
         ("digits", {"input_shape": "[1, 32]"}, r"input_shape is \[1, 32\], three whole numbers are wanted"),
+        ("digits", {"input_shape": "[1, 0, 32]"}, r"input_shape is \[1, 0, 32\], three whole numbers are wanted"),
+        ("digits", {"input_shape": "[1, 1e9, 1e9]"}, "three whole numbers are wanted"),
+        ("digits", {"input_shape": "[1, Infinity, 32]"}, "a list of numbers is wanted"),
+        ("digits", {"mean": "[NaN]"}, "a list of numbers is wanted"),
+        ("digits", {"std": "[" * 10000}, "a list of numbers is wanted"),
     ],
 )
 def test_metadata_that_cannot_be(tmp_path, model, metadata, message):

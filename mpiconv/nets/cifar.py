@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import mmap
 import pickle
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from mpiconv.errors import MpiconvError, UsageError
+from mpiconv.nets.pickles import globals_of
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MEAN = (0.4914, 0.4822, 0.4465)
@@ -21,6 +23,9 @@ PIXELS = 3 * 32 * 32
 RECORD = 1 + PIXELS
 OFFICIAL = 10000
 """Pictures in each of the five official training batches and in the test batch."""
+
+MOST_BYTES = 2**28
+MOST_NAMES_BYTES = 2**16
 
 DISTRIBUTIONS = {".bin": "cifar-10-batches-bin", "": "cifar-10-batches-py"}
 
@@ -92,10 +97,14 @@ def _paths(root: Path, part: str, suffix: str) -> list[Path]:
 
 def _class_names(root: Path, suffix: str) -> tuple[str, ...]:
     path = root / ("batches.meta.txt" if suffix else "batches.meta")
-    if not path.exists():
+    if not path.is_file():
         return CLASSES
     if suffix:
-        names = path.read_text(encoding="utf-8", errors="replace").split()
+        try:
+            with path.open("rb") as file:
+                names = file.read(MOST_NAMES_BYTES).decode(errors="replace").split()
+        except OSError as error:
+            raise MpiconvError(f"cannot read {path}: {error.strerror}") from None
     else:
         found = _entry(_unpickle(path), "label_names")
         names = [_text(name) for name in found] if isinstance(found, list) else []
@@ -232,8 +241,17 @@ def _unpickle(path: Path) -> object:
     Raises MpiconvError, naming the file and what it wanted, for any other pickle; nothing of it is executed.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise MpiconvError(f"cannot read {path}: it is no regular file")
         with path.open("rb") as file:
-            return _plain(_Unpickler(file, encoding="bytes").load())
+            content = io.BytesIO(file.read(MOST_BYTES + 1))
+        if content.getbuffer().nbytes > MOST_BYTES:
+            raise MpiconvError(f"{path} has more than {MOST_BYTES} bytes, which no CIFAR-10 batch has")
+        globals_of(content)
+        content.seek(0)
+        return _plain(_Unpickler(content, encoding="bytes").load())
+    except MpiconvError:
+        raise
     except OSError as error:
         raise MpiconvError(f"cannot read {path}: {error.strerror}") from None
     except _Refused as refused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from mpiconv.errors import ModelError
 from mpiconv.nets.weights import labels_of
+
+LARGE = 1e30
+MOST_NUMBERS = 2**31
 
 if TYPE_CHECKING:
     from mpiconv.nets.registry import Info
@@ -38,7 +42,7 @@ def trained_info(info: Info, metadata: Mapping[str, str], path: str | Path) -> I
     }
     shape = _numbers(metadata, "input_shape", path)
     if shape is not None:
-        if len(shape) != 3 or any(n != int(n) for n in shape):
+        if len(shape) != 3 or any(n != int(n) or n < 1 for n in shape) or math.prod(shape) > MOST_NUMBERS:
             raise ModelError(f"{path}: input_shape is {metadata['input_shape']}, three whole numbers are wanted")
         found["input_shape"] = tuple(int(n) for n in shape)
     channels = found.get("input_shape", info.input_shape)[0]
@@ -63,9 +67,11 @@ def _numbers(metadata: Mapping[str, str], key: str, path: str | Path) -> tuple[f
         return None
     try:
         values = json.loads(metadata[key])
-    except ValueError:
+    except (ValueError, RecursionError):
         values = None
-    fine = isinstance(values, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    fine = isinstance(values, list) and all(
+        isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < LARGE for v in values
+    )
     if not fine or (key != "mean" and any(v <= 0 for v in values)):
-        raise ModelError(f"{path}: {key} is {metadata[key]!r}, a list of numbers is wanted")
+        raise ModelError(f"{path}: {key} is {metadata[key][:80]!r}, a list of numbers is wanted")
     return tuple(float(v) for v in values)

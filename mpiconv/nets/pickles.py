@@ -6,6 +6,7 @@ import pickletools
 from typing import IO, Any
 
 MOST_BYTES = 2**23
+MOST_OPCODES = 2**20
 MOST_STEPS = 10**8
 MEMO_GAP = 2**12
 PUTS = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
@@ -27,7 +28,9 @@ def globals_of(file: IO[bytes]) -> set[str]:
     memo: dict[int, int] = {}
     steps = 0
     number: Any
-    for opcode, number, _ in pickletools.genops(file):
+    for count, (opcode, number, _) in enumerate(pickletools.genops(file)):
+        if count > MOST_OPCODES:
+            raise ValueError(f"it makes more than {MOST_OPCODES} objects")
         if opcode.name in PUTS or opcode.name == "MEMOIZE":
             index = int(number) if opcode.name in PUTS else len(memo)
             if index > len(memo) + MEMO_GAP:

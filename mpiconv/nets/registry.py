@@ -175,7 +175,7 @@ def _with_weights(
 def _classes_in(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> int:
     """Rows of the last kernels or matrix of the model, whichever way a file orders its tensors; 10 if it has none."""
     last = [name for name, tensor in own.items() if tensor.dim() >= 2][-1]
-    return len(state[last]) if last in state and state[last].dim() else 10
+    return (len(state[last]) if last in state and state[last].dim() else 0) or 10
 
 
 def _find(name: str) -> Entry | None:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import stat
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +23,7 @@ from mpiconv.nets.slices import WeightsFile
 HINT = "a .safetensors file or a state_dict saved by torch.save is wanted"
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MOST_DEEP = 8
+MOST_LETTERS = 500
 NAMED = 3
 LEGACY_PICKLES = 5
 """What ``torch.save`` wrote before it wrote zip archives: a magic number, a version, the system, the object, keys."""
@@ -48,63 +50,77 @@ def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, s
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+        regular = stat.S_ISREG(path.stat().st_mode)  # a pipe would be waited for
+        with path.open("rb") if regular or path.is_dir() else open(os.devnull, "rb"):
+            pass
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read the weights {path}: {getattr(error, 'strerror', None) or error}") from None
+    if not regular:
+        raise ModelError(f"cannot read the weights {path}: it is no regular file")
+    metadata: dict[str, str] = {}
     if path.suffix == ".safetensors":
         stored = WeightsFile(path)
-        return {name: stored.read(name) for name in stored.names}, stored.metadata
-    _check_pickles(path, size)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
-    except Exception as error:  # of nearly any kind, with advice that would not help
-        raise ModelError(f"{path} holds no weights, or is cut short: {HINT} ({type(error).__name__})") from None
-    state = dict(_tensors(found, ""))
+        state, metadata = {name: stored.read(name) for name in stored.names}, stored.metadata
+    else:
+        try:
+            state = dict(_tensors(load_saved(path), ""))
+        except ValueError as error:
+            raise ModelError(f"{path} holds no weights: {error}") from None
     if not state:
         raise ModelError(f"{path} holds no weights: {HINT}")
-    return state, {}
+    if not all(name.isprintable() and len(name) < MOST_LETTERS for name in state):
+        raise ModelError(f"{path} holds no weights: a tensor in it has a name that cannot be printed")
+    return state, metadata
 
 
-def _check_pickles(path: Path, size: int) -> None:
-    """Raise ModelError where loading the file would do more than to make tensors of its bytes."""
+def load_saved(path: Path) -> object:
+    """What ``torch.save`` wrote of tensors, numbers and text in plain containers; read into memory.
+
+    Raises ValueError where the file is broken, or loading it would do more than to make these of its bytes.
+    """
+    named: set[str] = set()
     try:
         with path.open("rb") as file:
             if zipfile.is_zipfile(file):
                 with zipfile.ZipFile(file) as archive:
-                    named = _globals_in_archive(archive, size)
+                    named = _globals_in_archive(archive, path.stat().st_size)
             else:
                 file.seek(0)
-                head, named = io.BytesIO(file.read(MOST_BYTES)), set[str]()
+                head = io.BytesIO(file.read(MOST_BYTES))
                 for _ in range(LEGACY_PICKLES):
                     named |= globals_of(head)
-    except ModelError as error:
-        raise ModelError(f"{path} holds no weights: {error}") from None
+                    if not all(map(TENSORS.fullmatch, named)):
+                        break
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ModelError(f"{path} holds no weights, or is cut short: {HINT} ({reason})") from None
+        raise ValueError(f"{reason}; or it is cut short: {HINT}") from None
     foreign = sorted(name for name in named if not TENSORS.fullmatch(name))
     if foreign:
+        shown = ", ".join(ascii(name)[1:-1][:MOST_LETTERS] for name in foreign[:NAMED])
         more = f" and {len(foreign) - NAMED} more" if len(foreign) > NAMED else ""
-        raise ModelError(
-            f"{path} holds no weights alone, but {', '.join(foreign[:NAMED])}{more} too, and only tensors are read: "
-            f"where it was made, save the state_dict by itself, as torch.save(model.state_dict(), 'weights.pth') does"
+        raise ValueError(
+            f"there is {shown}{more} in it, and only tensors are read: where it was made, save the state_dict by "
+            f"itself, as torch.save(model.state_dict(), 'weights.pth') does"
         )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+    except Exception as error:  # of nearly any kind, with advice that would not help
+        raise ValueError(f"it is cut short or damaged ({type(error).__name__}): {HINT}") from None
 
 
 def _globals_in_archive(archive: zipfile.ZipFile, size: int) -> set[str]:
     entries = archive.infolist()
     names = {entry.filename.rpartition("/")[2]: entry for entry in entries}
     if sum(entry.file_size for entry in entries) > size:
-        raise ModelError("it unpacks to more bytes than it has, which no file of torch.save does")
+        raise ValueError("it unpacks to more bytes than it has, which no file of torch.save does")
     if "constants.pkl" in names:
-        raise ModelError("it is a TorchScript archive; save the state_dict() of the module instead")
+        raise ValueError("it is a TorchScript archive; save the state_dict() of the module instead")
     if "data.pkl" not in names:
-        raise ModelError(HINT)
+        raise ValueError("it is an archive of something else")
     if names["data.pkl"].file_size > MOST_BYTES:
-        raise ModelError(f"what it says of its tensors has more than {MOST_BYTES} bytes")
+        raise ValueError(f"what it says of its tensors has more than {MOST_BYTES} bytes")
     return globals_of(io.BytesIO(archive.read(names["data.pkl"])))
 
 
@@ -113,6 +129,8 @@ def _tensors(found: object, prefix: str, depth: int = 0) -> Iterator[tuple[str, 
     if not isinstance(found, Mapping) or depth > MOST_DEEP:
         return
     for key, value in found.items():
+        if not isinstance(key, str | int):
+            continue  # as text some would be as long as all their numbers
         if isinstance(value, torch.Tensor):
             yield f"{prefix}{key}", value
         else:

@@ -12,6 +12,7 @@ from safetensors.torch import save
 
 from mpiconv.errors import MpiconvError
 from mpiconv.files import replaced
+from mpiconv.nets.weights import load_saved
 from mpiconv.training.settings import Epoch, Settings, difference
 
 VERSION = 1
@@ -53,13 +54,12 @@ def read_checkpoint(path: Path, settings: Settings, task: Mapping[str, Any]) -> 
 
     Raises MpiconvError, naming the file, if it is missing, broken, or of another training (and by what it differs).
     """
+    if not path.exists():
+        raise MpiconvError(f"there is no checkpoint {path} to go on from: leave out --resume to begin")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise MpiconvError(f"there is no checkpoint {path} to go on from: leave out --resume to begin") from None
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise MpiconvError(f"{path} is cut short or no checkpoint: {reason}") from None
+        found: Any = load_saved(path)
+    except ValueError as error:
+        raise MpiconvError(f"{path} is cut short or no checkpoint: {error}") from None
     version = found.get("mpiconv_checkpoint") if isinstance(found, Mapping) else None
     if version != VERSION:
         raise MpiconvError(f"{path} is no checkpoint of this mpiconv: its version is {version}, not {VERSION}")
