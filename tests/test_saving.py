@@ -146,12 +146,10 @@ def test_no_every(text):
 def test_what_is_saved_between_counts_once(tmp_path, words):
     out, answers = tmp_path / "r.h5", tmp_path / "a.jsonl"
     words = ["--model", "digits", "--repeats", 23, *words, "--output", out, "--answers", answers, "--json"]
-    whole = mpiconv(3, "run", *words).json["predictions"]
     done = mpiconv(3, "run", *words, "--save-every", 5, "--check")
     assert done.status == 0, done.err
     assert done.json["check"]["max_rel_error"] <= 1e-5
-    for mine, theirs in zip(done.json["predictions"], whole, strict=True):
-        assert (mine["image"], mine["label"]) == (theirs["image"], theirs["label"])
+    assert [line["image"] for line in done.json["predictions"]] == [f"random:{i}" for i in range(23)]
     assert [json.loads(line)["index"] for line in answers.read_text().splitlines()] == list(range(23))
     data = open_results(out)
     assert (data.attrs["repeats"], data.attrs["ended_early"], data.latency.shape) == (23, "", (23,))
