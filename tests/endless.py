@@ -72,10 +72,10 @@ def ended(process, seconds=SECONDS_TO_END) -> Ended:
     return Ended(process.returncode, out, err, time.monotonic() - begin)
 
 
-def endless_run(folder: Path, *launcher):
+def endless_run(folder: Path, *launcher, more=()):
     """A run that answers into ``folder`` and writes its results there; started by ``launcher``."""
     words = ["--model", "digits", "--repeats", 1000000, "--answers", folder / "a", "--output", folder / "r.h5"]
-    return started([*launcher, sys.executable, "-m", "mpiconv", "run", *words])
+    return started([*launcher, sys.executable, "-m", "mpiconv", "run", *words, *more])
 
 
 def measuring(folder: Path) -> bool:

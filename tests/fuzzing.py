@@ -16,7 +16,7 @@ from mpiconv.errors import MpiconvError
 
 FEW = 40
 EXAMPLES = int(os.environ.get("MPICONV_FUZZ", "0"))
-SECONDS, BYTES = 20.0, 2**30
+SECONDS, BYTES = 60.0, 2**30
 
 NUMBERS = [0, -1, 1, 2, 7, 2**31, 2**63, -(2**70), 10**400, 0.0, 0.5, 1e308, 5e-324, math.nan, math.inf, -math.inf]
 TEXTS = ["", "x", "kpm", "\x00", "\x1b[31m", "\N{SNOWMAN}", "0" * 300]

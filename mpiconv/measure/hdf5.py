@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import math
+import mmap
 import os
+import re
 import stat
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +30,9 @@ PACKED_CHUNK_BYTES = 2**20
 
 MOST_CHUNKS = 100_000
 BLOCK_BYTES = 512
+
+HEAP = re.compile(rb"GCOL\x01\0\0\0(.{8})", re.DOTALL)
+HEAP_HEADER = struct.Struct("<H6xQ")
 
 
 def write_hdf5(path: str | Path, fill: Callable[[h5py.File], None]) -> None:
@@ -77,6 +83,7 @@ def opened(path: str | Path) -> Iterator[h5py.File]:
     if not stat.S_ISREG(found.st_mode):
         raise MpiconvError(f"cannot read {path}: it is a folder, a device or a pipe, no HDF5 file")
     try:
+        _check_heaps(path)
         with h5py.File(path, "r") as file:
             _check(file, max(SMALL_BYTES, UNPACKING * min(found.st_size, BLOCK_BYTES * found.st_blocks)))
             yield file
@@ -92,6 +99,24 @@ def opened(path: str | Path) -> Iterator[h5py.File]:
         if not h5py.is_hdf5(path):
             raise MpiconvError(f"{path} is no HDF5 file: {error}") from None
         raise MpiconvError(f"{path} is damaged or cut short: {' '.join(str(error).split())}") from None
+
+
+def _check_heaps(path: str | Path) -> None:
+    """Raise MpiconvError for a heap of texts in which HDF5 2.0 would look for the next free part for ever.
+
+    A heap has a header of 16 bytes, then parts: a number (0 for what is free), a count, their size in bytes, their
+    data padded to 8 bytes. The size of what is free counts its own header, so it cannot be 0.
+    """
+    if not os.path.getsize(path):
+        return
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
+        for found in HEAP.finditer(raw):
+            at, end = found.end(), min(found.start() + int.from_bytes(found[1], "little"), len(raw))
+            while at + HEAP_HEADER.size <= end:
+                number, length = HEAP_HEADER.unpack_from(raw, at)
+                if number == length == 0:
+                    raise MpiconvError("is damaged: the heap with its texts has a part without an end")
+                at += length if number == 0 else HEAP_HEADER.size - (-length // 8) * 8
 
 
 def _check(file: h5py.File, most_bytes: int) -> None:
