@@ -11,6 +11,7 @@ from mpiconv.cli.options import (
     add_model_options,
     add_split_options,
     add_weights_on,
+    named,
     positive,
     rate,
     whole,
@@ -81,9 +82,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--name", metavar="TEXT", help="what to call this run in reports (default: model, scheme, ranks)"
     )
-    output.add_argument("--output", metavar="FILE.h5", help="write all measurements to this HDF5 file")
     output.add_argument(
-        "--answers", metavar="FILE.jsonl", help="write a line per picture as it is done: index, label, score"
+        "--output", type=named(".h5", ".hdf5"), metavar="FILE.h5", help="write all measurements to this HDF5 file"
+    )
+    output.add_argument(
+        "--answers",
+        metavar="FILE.jsonl",
+        help="write a line per picture as it is done: index, label, score",
     )
     output.add_argument("--json", action="store_true", help="print one JSON object on stdout, and nothing else there")
     output.add_argument("--quiet", action="store_true", help="no progress, notes or tables; only answers and errors")

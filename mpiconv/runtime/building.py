@@ -16,6 +16,7 @@ from mpiconv.errors import PlanError, UsageError
 from mpiconv.nets.graph import PICTURE, Unit
 from mpiconv.nets.slices import rows_of
 from mpiconv.partition import Box, Plan
+from mpiconv.partition.differences import other_network
 from mpiconv.partition.pieces import Pieces, pieces
 from mpiconv.partition.plan import FLOAT_BYTES
 from mpiconv.runtime import onednn
@@ -31,6 +32,7 @@ from mpiconv.runtime.shared import Host
 from mpiconv.runtime.waiting import choose
 from mpiconv.runtime.weights import LayerWeights, UnitWeights, check_state
 from mpiconv.runtime.wire import WIRES
+from mpiconv.words import counted
 
 WORTH_S = 0.5e-3
 PROBE_BYTES = 2**16
@@ -66,10 +68,10 @@ def distribute(
         if model is None or plan is None:
             raise UsageError("rank 0 has to pass the model and the plan")
         if plan.ranks != comm.size:
-            raise UsageError(f"the plan is for {plan.ranks} ranks and {comm.size} are running")
+            raise UsageError(f"the plan is for {counted(plan.ranks, 'rank')} and {comm.size} are running")
         traced = trace(model, plan.graph.input_shape, plan.graph.gather, plan.graph.head)
         if traced.graph.units != plan.graph.units:
-            raise PlanError(f"the plan was made for another network than {traced.graph.model}: make a new one")
+            raise PlanError(other_network(plan.graph, traced.graph))
         state = model.state_dict()
         check_state(plan.graph, state)
         return plan.to_dict(), traced.modules, state

@@ -18,6 +18,7 @@ from mpiconv.partition.plan import ROOT
 from mpiconv.runtime.compute import Paced
 from mpiconv.runtime.exchange import Exchanger
 from mpiconv.runtime.frames import Compute, Slot
+from mpiconv.runtime.inputs import why_unfit
 from mpiconv.runtime.progress import Progress
 from mpiconv.runtime.recording import Recorder
 from mpiconv.runtime.settings import Settings
@@ -229,8 +230,7 @@ class DistributedNet:
     def _checked(self, images: torch.Tensor | None) -> torch.Tensor | None:
         if self.comm.rank != ROOT:
             return None
-        wanted = self.plan.input_shape
-        if not isinstance(images, torch.Tensor) or tuple(images.shape) != wanted or images.dtype != torch.float32:
-            found = "nothing" if images is None else f"{getattr(images, 'dtype', '')} {tuple(images.shape)}"
-            raise UsageError(f"the plan is for float32 pictures of shape {wanted}, rank 0 was given {found}")
+        unfit = why_unfit(images, self.plan.input_shape)
+        if unfit or images is None:
+            raise UsageError(unfit)
         return images.detach().contiguous()
