@@ -238,6 +238,15 @@ def test_a_run_says_what_it_gained_and_hides_answers_that_mean_nothing(tmp_path)
     assert ended.out.count("digit-") == 2
     assert mpiconv(1, *words, "--check", "--json").json["gain"] is None
     random = mpiconv(
-        2, "run", "--model", "alexnet", "--input-size", "63x63", "--repeats", 1, "--image", PICTURES / "portrait.jpg"
+        2,
+        "run",
+        "--model",
+        "squeezenet1_1",
+        "--input-size",
+        "64x64",
+        "--repeats",
+        1,
+        "--image",
+        PICTURES / "portrait.jpg",
     )
     assert "answers  mean nothing, the weights are random: 1 not shown" in random.out

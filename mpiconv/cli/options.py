@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mpiconv.errors import UsageError
+from mpiconv.words import counted
 
 if TYPE_CHECKING:
     from mpiconv.runtime.settings import Settings
@@ -162,7 +163,9 @@ def pace_of(arguments: argparse.Namespace, rank: int, ranks: int) -> float:
     """
     paces: list[float] = arguments.pace
     if len(paces) not in (1, ranks):
-        raise UsageError(f"--pace has {len(paces)} numbers for {ranks} ranks: give one, or one per rank")
+        raise UsageError(
+            f"--pace has {counted(len(paces), 'number')} for {counted(ranks, 'rank')}: give one, or one per rank"
+        )
     for value in (*paces, arguments.dilation):
         if not 1 <= value < math.inf:
             raise UsageError(f"a pace or dilation of {value:g}: 1 is the least, a core cannot be made faster")
