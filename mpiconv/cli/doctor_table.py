@@ -57,7 +57,7 @@ def call_hosts(arguments: argparse.Namespace) -> int:
 
 def _plain(found: Findings) -> dict[str, object]:
     """JSON has no NaN: null on the diagonals."""
-    plain = asdict(found) | {"shares": found.shares}
+    plain = asdict(found)
     for key in ("bytes_per_s", "latency_s"):
         plain[key] = [[None if isnan(value) else value for value in row] for row in plain[key]]
     return plain

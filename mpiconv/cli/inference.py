@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from mpiconv.cli.gain import gain_over_one
-from mpiconv.cli.notes import crowded
+from mpiconv.cli.notes import crowded, sending_bar
 from mpiconv.cli.options import pace_of, settings_of
 from mpiconv.cli.setup import REPEATS, Job, prepare
 from mpiconv.cli.startup import Startup
@@ -32,6 +32,7 @@ from mpiconv.measure.results import check_writable, write_results
 from mpiconv.nets.datasets import LabelledPictures
 from mpiconv.nets.pictures import ahead
 from mpiconv.partition import make_plan
+from mpiconv.runtime import launcher
 from mpiconv.runtime.building import distribute
 from mpiconv.runtime.engine import DistributedNet
 from mpiconv.runtime.messages import on_root
@@ -41,6 +42,7 @@ from mpiconv.runtime.weights import readers_of
 from mpiconv.runtime.wire import WIRES
 from mpiconv.runtime.world import join_world, on_terminal
 from mpiconv.signals import Caught
+from mpiconv.words import counted
 
 CHECKED_BATCHES = 16
 TOLERANCE = 1e-5
@@ -56,6 +58,7 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     """
     startup = Startup()
     comm = join_world()
+    launcher.open_stderr()
     torch.set_num_threads(arguments.threads)
     startup.done("imports and MPI")
 
@@ -72,7 +75,8 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     pace = pace_of(arguments, comm.rank, comm.size)
     settings = _with_file(arguments, settings_of(arguments, pace), comm)
     startup.done("model, plan and pictures")
-    net = distribute(job.model if job else None, job.plan if job else None, comm, settings)
+    bar = sending_bar(quiet=arguments.quiet) if job else None
+    net = distribute(job.model if job else None, job.plan if job else None, comm, settings, bar)
     startup.done("weights to the ranks")
     stopping = Stopping(comm, caught)
     if job is None:
@@ -171,7 +175,7 @@ def _tell_early(name: str, done: int, job: Job, arguments: argparse.Namespace) -
     files = bool(arguments.image or arguments.data)
     pictures = f"; {missed} of {len(job.pictures)} pictures have no answer" if missed and files else ""
     frames = _frames(arguments, job)
-    print(f"mpiconv: note: ended by {name} after {done} of {frames} repeats{pictures}", file=sys.stderr, flush=True)
+    launcher.tell(f"mpiconv: note: ended by {name} after {done} of {frames} repeats{pictures}")
 
 
 def _predictions(job: Job, output: Any, batch: int) -> list[dict[str, Any]]:
@@ -269,6 +273,8 @@ def _finish(
         about |= {f"gain_{key}": value for key, value in (gain or {}).items()}
         attributes = _attributes(arguments, job, check, net, record, ended_early) | about
         write_results(arguments.output, record, profile, attributes)
+        if ended_early:
+            launcher.tell(f"mpiconv: note: results of {counted(len(record.latency_s), 'repeat')} in {arguments.output}")
     if arguments.json:
         print(json.dumps(_report(arguments, job, record, profile, predictions, check) | accuracy | {"gain": gain}))
     else:

@@ -1,20 +1,42 @@
-"""What a user may not expect of a run, said once on stderr before it."""
+"""What a user may not expect of a run, said on stderr before it: notes, and a bar while the weights travel."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import socket
+import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
+from tqdm import tqdm
 
 from mpiconv.runtime.host import machine_id
 from mpiconv.runtime.messages import allgather_json
+from mpiconv.runtime.world import on_terminal
 from mpiconv.words import counted
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+SHOWN_AFTER_S = 1.0
+
+
+def sending_bar(*, quiet: bool) -> Callable[[int, int], None]:
+    """What shows a person on a terminal how the weights travel, where that takes more than ``SHOWN_AFTER_S``."""
+    bars: list[tqdm] = []
+
+    def show(sent: int, total: int) -> None:
+        if not bars:
+            hidden = quiet or not on_terminal()
+            about = {"desc": "sending weights", "unit": "B", "unit_scale": True, "delay": SHOWN_AFTER_S, "leave": False}
+            bars.append(tqdm(total=total, file=sys.stderr, disable=hidden, **about))
+        bars[0].update(sent - bars[0].n)
+        if sent >= total:
+            bars[0].close()
+
+    return show
 
 
 def crowded(arguments: argparse.Namespace, comm: MPI.Intracomm) -> list[str]:

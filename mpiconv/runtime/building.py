@@ -30,7 +30,7 @@ from mpiconv.runtime.parts import Frame, Memory, given
 from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.shared import Host
 from mpiconv.runtime.waiting import choose
-from mpiconv.runtime.weights import LayerWeights, UnitWeights, check_state
+from mpiconv.runtime.weights import LayerWeights, Progress, UnitWeights, check_state
 from mpiconv.runtime.wire import WIRES
 from mpiconv.words import counted
 
@@ -39,7 +39,11 @@ PROBE_BYTES = 2**16
 
 
 def distribute(
-    model: nn.Module | None, plan: Plan | None, comm: MPI.Intracomm, settings: Settings | None = None
+    model: nn.Module | None,
+    plan: Plan | None,
+    comm: MPI.Intracomm,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
 ) -> DistributedNet:
     """Send every rank its plan and its slice of the weights, and make ready to run. Collective.
 
@@ -53,6 +57,8 @@ def distribute(
         The communicator; it must have as many ranks as the plan.
     settings
         How to run it: the root's count, of the others only ``pace``. None for the defaults.
+    progress
+        On rank 0 called again and again while the weights are sent: with the B sent so far, and with all.
 
     Raises
     ------
@@ -83,7 +89,7 @@ def distribute(
     settings = replace(settings, wait=choose(settings.wait, comm))
     host = Host(comm, wanted=settings.same_host == "auto" and settings.wire == "float32")
     cuts = _cuts(shared, settings, comm, host)
-    computes, held = _computes(shared, cuts, settings, comm, state, modules)
+    computes, held = _computes(shared, cuts, settings, comm, state, modules, progress)
     last: Compute | None = None
     if modules:
         last = _whole_head(shared.graph.units[-1], modules[len(computes)], state)
@@ -103,13 +109,14 @@ def _computes(
     comm: MPI.Intracomm,
     state: Mapping[str, torch.Tensor],
     modules: Mapping[int, nn.Module],
+    progress: Progress | None,
 ) -> tuple[list[list[Compute | None]], int]:
     """What this rank computes: for every unit of the body its pieces in order; and the B of weights that it took.
 
     Unit by unit the weights are sent and made into what computes, the largest first, so that no rank has room for more
     than its slices and the copies of one unit. Collective.
     """
-    receive = UnitWeights(plan, state, comm, settings.weights_file, settings.readers)
+    receive = UnitWeights(plan, state, comm, settings.weights_file, settings.readers, progress)
     sizes = [sum(param.size for param in unit.params) for unit in plan.graph.body]
     found: dict[int, list[Compute | None]] = {}
     for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,19 +12,21 @@ from mpiconv.errors import ModelError
 from mpiconv.nets.slices import WeightsFile, fingerprint, rows_of
 from mpiconv.partition import Box, Span
 from mpiconv.partition.exchange import exchange
-from mpiconv.partition.plan import ROOT, Plan
+from mpiconv.partition.plan import FLOAT_BYTES, ROOT, Plan
 from mpiconv.partition.receptive import layer_boxes
 from mpiconv.runtime.exchange import Exchanger, Groups
 from mpiconv.runtime.messages import allgather_json, bcast_json, on_root
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from mpi4py import MPI
 
     from mpiconv.nets.graph import Graph, Param
 
 LayerWeights = list[dict[str, torch.Tensor]]
+Progress = Callable[[int, int], object]
+"""Told how many B of weights the root has sent so far, and how many there are in all."""
 
 
 def check_state(graph: Graph, state: Mapping[str, torch.Tensor]) -> None:
@@ -69,9 +72,15 @@ class UnitWeights:
         comm: MPI.Intracomm,
         path: str = "",
         readers: Collection[int] = (),
+        progress: Progress | None = None,
     ) -> None:
         self.plan, self.state, self.comm, self.readers = plan, state, comm, readers
         self.nbytes = 0  # of this rank's slices so far
+        self.progress, self.sent_bytes = progress, 0
+        units = range(len(plan.graph.body)) if progress is not None else ()
+        self.all_bytes = sum(
+            self._sent_bytes(param, spans) for unit in units for _, param, spans in self._tensors(unit)
+        )
         self.groups: Groups = {}
         self.file = WeightsFile(path) if comm.rank in readers else None
 
@@ -81,16 +90,29 @@ class UnitWeights:
         ``state`` counts on rank 0. A rank that computes nothing of the unit gets empty mappings, and so does the
         root for what it runs with the model's own modules.
         """
+        mine: LayerWeights = [{} for _ in self.plan.graph.units[index].layers]
+        for layer, param, spans in self._tensors(index):
+            tensor = self._slice(param, spans)
+            if tensor is not None:
+                mine[layer][param.role] = tensor
+                self.nbytes += tensor.nbytes
+            if self.progress is not None:
+                self.sent_bytes += self._sent_bytes(param, spans)
+                self.progress(self.sent_bytes, self.all_bytes)
+        return mine
+
+    def _tensors(self, index: int) -> Iterator[tuple[int, Param, list[Span]]]:
+        """The tensors of a unit that ranks compute with: number of the layer, and which rows of it each rank needs."""
         unit = self.plan.graph.units[index]
         parts = [layer_boxes(unit, box) for box in self.plan.boxes[index]]
-        mine = []
         for i, layer in enumerate(unit.layers):
-            params = () if layer.opaque else layer.params
-            spans = [part[i].channels for part in parts]
-            tensors = {param.role: self._slice(param, spans) for param in params}
-            mine.append({role: tensor for role, tensor in tensors.items() if tensor is not None})
-            self.nbytes += sum(tensor.nbytes for tensor in mine[-1].values())
-        return mine
+            for param in () if layer.opaque else layer.params:
+                yield i, param, [part[i].channels for part in parts]
+
+    def _sent_bytes(self, param: Param, spans: list[Span]) -> int:
+        """B of a tensor that the root has to send, once per receiver."""
+        rows = sum(len(span) for rank, span in enumerate(spans) if rank != ROOT and rank not in self.readers)
+        return FLOAT_BYTES * math.prod(param.shape[1:]) * rows
 
     def _slice(self, param: Param, spans: list[Span]) -> torch.Tensor | None:
         """This rank's rows of one tensor, None if they are none. Collective."""
