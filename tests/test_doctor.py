@@ -148,7 +148,10 @@ def rank(**changes: object) -> dict[str, object]:
         pytest.param([rank(), rank(torch="3")], None, "", "torch differs", id="torch"),
         pytest.param([rank(cores=1)] * 3, [[9.0] * 3] * 3, "", "", id="bound-to-a-core-each"),
         pytest.param([rank(threads=4)], None, "", "rank 0 has 4 threads on 2 cores: use --threads 2", id="threads"),
-        pytest.param([rank(), rank(conv_gflop_per_s=2.5)], None, "", "--shares 1,0.25", id="slow-rank"),
+        pytest.param(
+            [rank(), rank(conv_gflop_per_s=2.5)], None, "", "rank 1 computes 4.0 times slower than rank 0",
+            id="slow-rank",
+        ),
         pytest.param(
             [rank()] * 2 + [rank(host="b")], [[np.nan, 9e6, 9e6], [9e6, np.nan, 9e6], [9e6, 1e6, np.nan]], "",
             "the link from rank 2 to 1 has 1.0 MB/s, the others 9.0", id="slow-link",

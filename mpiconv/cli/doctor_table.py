@@ -26,7 +26,7 @@ def diagnose(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(arguments.threads)
     found = examine(comm, pace_of(arguments, comm.rank, comm.size), arguments.dilation)
     if comm.rank == 0:
-        print(to_json(asdict(found) | {"shares": found.shares}) if arguments.json else _tables(found), flush=True)
+        print(to_json(asdict(found)) if arguments.json else _tables(found), flush=True)
         if found.errors:
             raise MpiconvError(found.errors[0])
     comm.Barrier()

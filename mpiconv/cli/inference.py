@@ -21,6 +21,7 @@ from mpiconv.cli.gain import gain_over_one
 from mpiconv.cli.notes import note
 from mpiconv.cli.options import Every, pace_of, settings_of
 from mpiconv.cli.saving import Results, check_outputs, so_far
+from mpiconv.cli.sending import sending_bar
 from mpiconv.cli.setup import REPEATS, Job, prepare
 from mpiconv.cli.startup import Startup
 from mpiconv.cli.tables import latency, ranks_at_work, summary, throughput_fps, where_time_went
@@ -31,6 +32,7 @@ from mpiconv.nets.datasets import LabelledPictures
 from mpiconv.nets.outputs import Difference
 from mpiconv.nets.pictures import ahead
 from mpiconv.partition import make_plan
+from mpiconv.runtime import launcher
 from mpiconv.runtime.building import distribute
 from mpiconv.runtime.engine import DistributedNet
 from mpiconv.runtime.messages import on_root
@@ -41,6 +43,7 @@ from mpiconv.runtime.wire import WIRES
 from mpiconv.runtime.world import default_timeout_s, join_world, leave, on_terminal
 from mpiconv.signals import Caught
 from mpiconv.text import to_json
+from mpiconv.words import counted
 
 CHECKED_BATCHES = 16
 TOLERANCE = 1e-5
@@ -58,6 +61,7 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     if arguments.rank_timeout is None:
         arguments.rank_timeout = default_timeout_s()
     comm = join_world(rank_timeout_s=arguments.rank_timeout)
+    launcher.open_stderr()
     torch.set_num_threads(arguments.threads)
     startup.done("imports and MPI")
 
@@ -72,7 +76,8 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     pace = pace_of(arguments, comm.rank, comm.size)
     settings = _with_file(arguments, settings_of(arguments, pace), comm)
     startup.done("model, plan and pictures")
-    net = distribute(job.model if job else None, job.plan if job else None, comm, settings)
+    bar = sending_bar(quiet=arguments.quiet) if job else None
+    net = distribute(job.model if job else None, job.plan if job else None, comm, settings, bar)
     startup.took("tracing and self-check" if settings.selfcheck else "tracing", net.tracing_s)
     startup.done("weights to the ranks")
     stopping = Stopping(comm, caught)
@@ -197,7 +202,7 @@ def _tell_early(name: str, done: int, job: Job, arguments: argparse.Namespace) -
     files = bool(arguments.image or arguments.data)
     pictures = f"; {missed} of {len(job.pictures)} pictures have no answer" if missed and files else ""
     frames = _frames(arguments, job)
-    print(f"mpiconv: note: ended by {name} after {done} of {frames} repeats{pictures}", file=sys.stderr, flush=True)
+    launcher.tell(f"mpiconv: note: ended by {name} after {done} of {frames} repeats{pictures}")
 
 
 def _predictions(job: Job, output: Any, batch: int) -> list[dict[str, Any]]:
@@ -283,6 +288,8 @@ def _finish(
     about |= {f"gain_{key}": value for key, value in (gain or {}).items()}
     if check or about:
         results.save(record, ended_early, check, about)
+    if ended_early and results.path:
+        launcher.tell(f"mpiconv: note: results of {counted(len(record.latency_s), 'repeat')} in {results.path}")
     if arguments.json:
         print(to_json(_report(job, record, predictions, check, results) | accuracy | {"gain": gain}))
     else:

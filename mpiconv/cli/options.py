@@ -6,13 +6,19 @@ import argparse
 import math
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mpiconv.errors import UsageError
+from mpiconv.words import counted
 
 if TYPE_CHECKING:
     from mpiconv.runtime.settings import Settings
+
+
+SPLIT = {"scheme": "kpm", "gather": "pool", "head": "root", "batch": 1}
+"""What counts where neither an option nor a saved plan says."""
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -35,9 +41,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--input-size", type=size, metavar="HxW", help="rows x columns in pixels (default: the model's own)"
     )
-    group.add_argument(
-        "--batch", type=positive, default=1, metavar="N", help="pictures that travel together (default: 1)"
-    )
+    group.add_argument("--batch", type=positive, metavar="N", help="pictures that travel together (default: 1)")
     group.add_argument("--seed", type=int, default=0, help="seed of random weights and pictures (default: %(default)s)")
 
 
@@ -55,11 +59,7 @@ def add_weights_on(parser: argparse.ArgumentParser) -> None:
 def add_split_options(parser: argparse.ArgumentParser) -> None:
     """Who computes what: scheme, shares, offload, gather, head."""
     group = parser.add_argument_group("split")
-    group.add_argument(
-        "--scheme",
-        default="kpm",
-        help="single, kpm (kernels), wpm (rows), grid, fused or replicated (default: %(default)s)",
-    )
+    group.add_argument("--scheme", help="single, kpm (kernels), wpm (rows), grid, fused or replicated (default: kpm)")
     group.add_argument(
         "--shares", type=shares, metavar="A,B,...", help="one number per rank on any scale, 0 for none (default: equal)"
     )
@@ -69,13 +69,11 @@ def add_split_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--gather",
         choices=("conv", "pool"),
-        default="pool",
         help="exchange after each convolution as in the paper, or after the activation and pooling (default: pool)",
     )
     group.add_argument(
         "--head",
         choices=("root", "split"),
-        default="root",
         help="fully connected layers: all on rank 0 as in the paper, or their features (and so their weights) shared "
         "out like kernels (default: root)",
     )
@@ -197,7 +195,9 @@ def pace_of(arguments: argparse.Namespace, rank: int, ranks: int) -> float:
     """
     paces: list[float] = arguments.pace
     if len(paces) not in (1, ranks):
-        raise UsageError(f"--pace has {len(paces)} numbers for {ranks} ranks: give one, or one per rank")
+        raise UsageError(
+            f"--pace has {counted(len(paces), 'number')} for {counted(ranks, 'rank')}: give one, or one per rank"
+        )
     for value in (*paces, arguments.dilation):
         if not 1 <= value < math.inf:
             raise UsageError(f"a pace or dilation of {value:g}: 1 is the least, a core cannot be made faster")
@@ -252,6 +252,19 @@ def seconds(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 up")
     return value
+
+
+def named(*endings: str) -> Callable[[str], str]:
+    """The type of a file to write, which ends with one of these: a slip does not write over a file of another kind."""
+
+    def name(text: str) -> str:
+        special = os.path.exists(text) and not os.path.isfile(text)  # a folder, say, of which writing knows better
+        if not special and not text.lower().endswith(endings):
+            better = (os.path.splitext(text)[0] or text) + endings[0]
+            raise argparse.ArgumentTypeError(f"{text!r} does not end with {' or '.join(endings)}; is it {better!r}?")
+        return text
+
+    return name
 
 
 def size(text: str) -> tuple[int, int]:

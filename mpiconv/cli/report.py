@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from mpiconv.cli.options import named
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``mpiconv report``."""
@@ -13,7 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", help="the page (default: report.html), figure or combined file")
     parser.add_argument("--title", metavar="TEXT", help="heading of the page (default: the models and number of runs)")
     parser.add_argument(
-        "--trace", metavar="FILE.json", help="also a Chrome or Perfetto trace of the run (one file only)"
+        "--trace",
+        type=named(".json"),
+        metavar="FILE.json",
+        help="also a Chrome or Perfetto trace of the run (one file only)",
     )
     instead = parser.add_argument_group("instead of the page").add_mutually_exclusive_group()
     instead.add_argument(
@@ -35,9 +40,14 @@ def run(arguments: argparse.Namespace) -> int:
         from mpiconv.cli.report_runs import combined_or_figure
 
         return combined_or_figure(arguments)
-    arguments.out = arguments.out or "report.html"
     from mpiconv.cli.notes import note
     from mpiconv.errors import UsageError
+
+    arguments.out = arguments.out or "report.html"
+    try:
+        named(".html", ".htm")(arguments.out)
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"--out of the page: {error}") from None
     from mpiconv.study.report import write_report, write_trace  # not before: --help needs no numpy
 
     if arguments.trace and len(arguments.files) != 1:

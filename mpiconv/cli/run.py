@@ -13,6 +13,7 @@ from mpiconv.cli.options import (
     add_rank_timeout,
     add_split_options,
     add_weights_on,
+    named,
     positive,
     rate,
     whole,
@@ -84,7 +85,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--name", metavar="TEXT", help="what to call this run in reports (default: model, scheme, ranks)"
     )
-    output.add_argument("--output", metavar="FILE.h5", help="write all measurements to this HDF5 file")
+    output.add_argument(
+        "--output", type=named(".h5", ".hdf5"), metavar="FILE.h5", help="write all measurements to this HDF5 file"
+    )
     output.add_argument(
         "--save-every",
         type=Every.of,

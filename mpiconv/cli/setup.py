@@ -6,17 +6,23 @@ import argparse
 import math
 import sys
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from mpiconv.cli.options import shares_for
-from mpiconv.errors import UsageError
+from mpiconv.cli.options import SPLIT, shares_for
+from mpiconv.errors import ModelError, PlanError, UsageError
 from mpiconv.measure.energy import EnergyProfile, load_profile
 from mpiconv.nets import Info, info_of, load_model
 from mpiconv.nets.datasets import HELD_OUT, LabelledPictures, is_labelled, open_data
 from mpiconv.nets.pictures import PictureFiles, Pictures, RandomPictures, folder_pictures
 from mpiconv.partition import Plan, make_plan
+from mpiconv.partition.box import normalised
+from mpiconv.partition.plan import ROOT_ALONE
+from mpiconv.runtime.weights import check_state
+from mpiconv.words import counted
 
 REPEATS = 100
 """Measured inferences unless told, but for a data set with answers, which is read once."""
@@ -67,13 +73,14 @@ def prepare(arguments: argparse.Namespace, ranks: int) -> Job:
     Raises MpiconvError for whatever is missing, broken or does not fit.
     """
     profile = replace(load_profile(arguments.energy), link_bytes_per_s=arguments.link_rate)
-    saved = Plan.load(arguments.plan) if arguments.plan else None
+    saved = saved_plan(arguments, ranks)
     model, info = build_model(arguments)
     if saved is not None:
+        _check_network(arguments.plan, saved, model, info)
         info = replace(info, input_shape=saved.graph.input_shape)
         if saved.ranks != ranks:
-            raise UsageError(f"{arguments.plan} is a plan for {saved.ranks} ranks and {ranks} are running")
-    batch = saved.batch if saved is not None else arguments.batch
+            raise UsageError(f"{arguments.plan} is a plan for {counted(saved.ranks, 'rank')} and {ranks} are running")
+    batch = arguments.batch
     if arguments.image:
         pictures: Pictures = PictureFiles(arguments.image, info)
         for index in range(len(pictures)):
@@ -90,6 +97,63 @@ def prepare(arguments: argparse.Namespace, ranks: int) -> Job:
     if isinstance(pictures, LabelledPictures):
         _check_outputs(model, info, arguments.data)
     return Job(model, info, pictures, plan, profile)
+
+
+def saved_plan(arguments: argparse.Namespace, ranks: int) -> Plan | None:
+    """The plan that --plan names; from then on the options of the split that were not given have a value.
+
+    Raises UsageError for an option that says something else than the plan.
+    """
+    saved = Plan.load(arguments.plan) if arguments.plan else None
+    if saved is not None:
+        _compare_with_plan(arguments, saved, ranks)
+    for name, usual in SPLIT.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, usual if saved is None else _of_plan(saved)[name])
+    return saved
+
+
+def _check_network(path: str, plan: Plan, model: nn.Module, info: Info) -> None:
+    """Raise PlanError where a plan of another name has tensors that the model has not, before it is traced as planned.
+
+    The same network under another name is fine.
+    """
+    if info.name == plan.graph.model:
+        return
+    try:
+        check_state(plan.graph, model.state_dict())
+    except ModelError as error:
+        raise PlanError(f"{path} is a plan for {plan.graph.model}, and --model is {info.name}: {error}") from None
+
+
+def _of_plan(plan: Plan) -> dict[str, Any]:
+    """What the options of the split would be for a plan."""
+    graph = plan.graph
+    return {"scheme": plan.scheme, "gather": graph.gather, "head": graph.head, "batch": plan.batch}
+
+
+def _compare_with_plan(arguments: argparse.Namespace, plan: Plan, ranks: int) -> None:
+    """Raise UsageError for the first option that says something else than the plan; naming it and both values."""
+    found: dict[str, tuple[Any, Any]] = {
+        name: (getattr(arguments, name), value)
+        for name, value in _of_plan(plan).items()
+        if name != "scheme" or set(plan.schemes) != {ROOT_ALONE}
+    }
+    rows, columns = plan.graph.input_shape[1:]
+    size = arguments.input_size
+    found["input-size"] = (f"{size[0]}x{size[1]}" if size else None), f"{rows}x{columns}"
+    shares = shares_for(arguments, ranks)
+    if shares is not None and ranks == plan.ranks and not np.allclose(normalised(shares, ranks), plan.shares):
+        option = "shares" if arguments.offload is None else "offload"
+        found[option] = getattr(arguments, option), ",".join(f"{share:g}" for share in plan.shares)
+    for option, (given, value) in found.items():
+        if given is not None and given != value:
+            text = ",".join(f"{share:g}" for share in given) if isinstance(given, list) else given
+            what = "shares" if option == "offload" else option.replace("-", " ")
+            raise UsageError(
+                f"{arguments.plan} is a plan with {what} {value}, and --{option} says {text}: leave --{option} out, or "
+                "save another plan"
+            )
 
 
 def plan_for(arguments: argparse.Namespace, model: nn.Module, shape: tuple[int, ...], ranks: int) -> Plan:

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import argparse
 import sys
+from datetime import timedelta
 from pathlib import Path
+from time import monotonic
 
 from tqdm import tqdm
 
 from mpiconv.cli.notes import note
+from mpiconv.cli.sweep_check import check_points
 from mpiconv.errors import MpiconvError
 from mpiconv.files import check_writable
 from mpiconv.signals import catch_signals
 from mpiconv.study.sweep import Point, is_done, read_sweep, run_point, why_not_done
 
 NAMED = 5
+
+
+def progress(number: int, count: int, name: str, elapsed_s: float) -> str:
+    """The line for a log: how many runs are done, the last one's name, and how long the rest will take at this pace."""
+    so_far, to_go = (timedelta(seconds=round(s)) for s in (elapsed_s, elapsed_s / number * (count - number)))
+    return f"run      {number} of {count}, {name}; {so_far} so far, {to_go} to go"
 
 
 def sweep(arguments: argparse.Namespace) -> int:
@@ -36,6 +45,7 @@ def sweep(arguments: argparse.Namespace) -> int:
         for point in points:
             print(f"{'to do' if point in left else 'done '}  {point.name}")
         return 0
+    check_points(arguments.file, left)
     check_writable(folder / "result.h5")
     for point in left:
         output = folder / f"{point.name}.h5"
@@ -44,8 +54,10 @@ def sweep(arguments: argparse.Namespace) -> int:
     print(f"{len(points)} points, {len(points) - len(left)} done already, into {folder}", file=sys.stderr)
     failed: dict[str, str] = {}
     done: list[Point] = []
-    bar = tqdm(left, desc="runs", unit="run", disable=not sys.stderr.isatty())
-    for point in bar:
+    terminal = sys.stderr.isatty()
+    bar = tqdm(left, desc="runs", unit="run", disable=not terminal)
+    began = monotonic()
+    for number, point in enumerate(bar, 1):
         if caught.number:
             break
         bar.set_postfix_str(point.name)
@@ -55,6 +67,8 @@ def sweep(arguments: argparse.Namespace) -> int:
         elif not caught.number:
             failed[point.name] = reason
             tqdm.write(f"failed   {point.name}: {reason}", file=sys.stderr)
+        if not terminal:
+            print(progress(number, len(left), point.name, monotonic() - began), file=sys.stderr, flush=True)
     whole = len(points) - len(left) + len(done)
     print(f"{len(done)} run, {len(failed)} failed, {whole} of {len(points)} done", flush=True)
     unfinished = [point.name for point in left if point not in done and point.name not in failed]

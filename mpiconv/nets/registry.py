@@ -178,6 +178,11 @@ def _classes_in(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tenso
     return (len(state[last]) if last in state and state[last].dim() else 0) or 10
 
 
+def check_name(name: str) -> None:
+    """Raise UsageError for a named model that does not exist; the user's own are not looked at."""
+    _find(name)
+
+
 def _find(name: str) -> Entry | None:
     """The entry of a named model; None for the user's own."""
     if name.startswith(PREFIX):

@@ -31,13 +31,18 @@ def scheme(function: Scheme) -> Scheme:
     return function
 
 
+def check_scheme(name: str) -> None:
+    """Raise UsageError for a scheme that does not exist."""
+    if name not in SCHEMES:
+        raise UsageError(f"unknown scheme {name!r}: choose from {', '.join(SCHEMES)}{did_you_mean(name, SCHEMES)}")
+
+
 def boxes_of(name: str, graph: Graph, shares: Sequence[float]) -> Boxes:
     """The boxes ``[unit][rank]`` of the units in ``graph.body`` under a named scheme.
 
     Raises UsageError for a scheme that does not exist.
     """
-    if name not in SCHEMES:
-        raise UsageError(f"unknown scheme {name!r}: choose from {', '.join(SCHEMES)}{did_you_mean(name, SCHEMES)}")
+    check_scheme(name)
     boxes = SCHEMES[name](graph, shares)
     for unit, row in zip(graph.body, boxes, strict=True):
         if unit.opaque:

@@ -35,9 +35,10 @@ from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.shared import Host
 from mpiconv.runtime.waiting import duplicate, meet, wait
 from mpiconv.runtime.watch import Place, Watch
-from mpiconv.runtime.weights import LayerWeights, UnitWeights, check_state
+from mpiconv.runtime.weights import LayerWeights, Progress, UnitWeights, check_state
 from mpiconv.runtime.wire import WIRES
 from mpiconv.runtime.world import default_timeout_s, watch_over
+from mpiconv.words import counted
 
 WORTH_S = 0.5e-3
 PROBE_BYTES = 2**16
@@ -45,7 +46,11 @@ TAG = 14
 
 
 def distribute(
-    model: nn.Module | None, plan: Plan | None, comm: MPI.Intracomm, settings: Settings | None = None
+    model: nn.Module | None,
+    plan: Plan | None,
+    comm: MPI.Intracomm,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
 ) -> DistributedNet:
     """Send every rank its plan and its slice of the weights, and make ready to run. Collective.
 
@@ -59,6 +64,8 @@ def distribute(
         The communicator; it must have as many ranks as the plan.
     settings
         How to run it: the root's count, of the others only ``pace``. None for the defaults.
+    progress
+        On rank 0 called again and again while the weights are sent: with the B sent so far, and with all.
 
     Raises
     ------
@@ -69,14 +76,19 @@ def distribute(
     watch = watch_over(comm)
     watch.turn += 1
     try:
-        return _distribute(model, plan, comm, settings or Settings(), watch)
+        return _distribute(model, plan, comm, settings or Settings(), watch, progress)
     except BaseException as error:
         watch.failed(error)
         raise
 
 
 def _distribute(
-    model: nn.Module | None, plan: Plan | None, comm: MPI.Intracomm, settings: Settings, watch: Watch
+    model: nn.Module | None,
+    plan: Plan | None,
+    comm: MPI.Intracomm,
+    settings: Settings,
+    watch: Watch,
+    progress: Progress | None,
 ) -> DistributedNet:
     settle_heap()
     begin = perf_counter()
@@ -85,7 +97,7 @@ def _distribute(
         if model is None or plan is None:
             raise UsageError("rank 0 has to pass the model and the plan")
         if plan.ranks != comm.size:
-            raise UsageError(f"the plan is for {plan.ranks} ranks and {comm.size} are running")
+            raise UsageError(f"the plan is for {counted(plan.ranks, 'rank')} and {comm.size} are running")
         traced, fitting = traced_for(model, plan, check=settings.selfcheck)
         check_state(fitting.graph, traced.tensors)
         own = unwrapped(model, traced.graph.model).state_dict()
@@ -107,7 +119,7 @@ def _distribute(
     host = Host(comm, wanted=settings.same_host == "auto" and settings.wire == "float32")
     on_root(comm, lambda: _check_sizes(shared, host, comm))
     cuts = _cuts(shared, settings, comm, host)
-    receive = UnitWeights(shared, state, comm, settings.weights_file, settings.readers, about["sent"])
+    receive = UnitWeights(shared, state, comm, settings.weights_file, settings.readers, about["sent"], progress)
     computes = _computes(shared, cuts, settings, comm.rank, receive, modules)
     receive.close()
     held = receive.nbytes

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 ROUNDS = 3
+SLOWER = 0.8
+"""Ranks with less than this part of the fastest one's speed are told of."""
 
 
 @dataclass
@@ -35,12 +37,6 @@ class Findings:
     latency_s: list[list[float]]
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-
-    @property
-    def shares(self) -> list[float]:
-        """Shares in proportion to the ranks' convolution speed, the fastest 1."""
-        speeds = [rank["conv_gflop_per_s"] for rank in self.ranks]
-        return [round(speed / max(speeds), 2) for speed in speeds]
 
 
 def examine(comm: MPI.Intracomm, pace: float = 1.0, dilation: float = 1.0) -> Findings:
@@ -94,10 +90,12 @@ def _judge(found: Findings) -> None:
                 f"rank {i} has {rank['threads']} threads on {rank['cores']} cores: use --threads {rank['cores']}, "
                 "or mpirun --bind-to none"
             )
-    speeds = found.shares
-    if min(speeds) < 0.8:
+    speeds = [rank["conv_gflop_per_s"] for rank in found.ranks]
+    if min(speeds) < SLOWER * max(speeds):
         found.warnings.append(
-            f"the ranks' speeds differ: split by them with --shares {','.join(f'{speed:g}' for speed in speeds)}"
+            f"rank {speeds.index(min(speeds))} computes {max(speeds) / min(speeds):.1f} times slower than rank "
+            f"{speeds.index(max(speeds))}: with equal shares the others wait for it. Whether any split gains over one "
+            "device, the links decide as well: mpiconv run --compare-single 5 measures it"
         )
     _judge_links(found.bytes_per_s, found.warnings)
 

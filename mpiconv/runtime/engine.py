@@ -22,7 +22,8 @@ from mpiconv.runtime.compute import Paced
 from mpiconv.runtime.exchange import Exchanger
 from mpiconv.runtime.feed import Feed
 from mpiconv.runtime.frames import Compute, Slot
-from mpiconv.runtime.guard import Guard, is_finite
+from mpiconv.runtime.guard import Guard
+from mpiconv.runtime.inputs import why_unfit
 from mpiconv.runtime.messages import allgather_json, bcast_json
 from mpiconv.runtime.progress import Progress
 from mpiconv.runtime.recording import Recorder
@@ -360,13 +361,7 @@ class DistributedNet:
     def _checked(self, images: torch.Tensor | None) -> torch.Tensor | None:
         if self.comm.rank != ROOT:
             return None
-        wanted = self.plan.input_shape
-        if not isinstance(images, torch.Tensor) or tuple(images.shape) != wanted or images.dtype != torch.float32:
-            found = "nothing" if images is None else f"{getattr(images, 'dtype', '')} {tuple(images.shape)}"
-            raise UsageError(f"the plan is for float32 pictures of shape {wanted}, rank 0 was given {found}")
-        if self.settings.compute != "eager" and not is_finite(images):
-            raise UsageError(
-                "a picture has NaN or infinite pixels, of which compiled units make numbers: mend it, or compute with "
-                "torch's own operations (--compute eager), which hand them on"
-            )
+        unfit = why_unfit(images, self.plan.input_shape, finite=self.settings.compute != "eager")
+        if unfit or images is None:
+            raise UsageError(unfit)
         return images.detach().contiguous()

@@ -16,6 +16,7 @@ from mpiconv.nets.outputs import Difference, tensors_in
 from mpiconv.nets.slices import rows_of
 from mpiconv.nets.trace import Traced, trace
 from mpiconv.partition import SCHEMES, Box, Plan, make_plan
+from mpiconv.partition.differences import other_network
 from mpiconv.runtime.compute import LocalUnit
 from mpiconv.runtime.operations import WholeUnit
 
@@ -58,7 +59,7 @@ def traced_for(model: nn.Module, plan: Plan, *, check: bool = True) -> tuple[Tra
     if found.graph.units == plan.graph.units:
         return found, plan
     if found.tracer == "run" or plan.scheme not in SCHEMES:
-        raise PlanError(f"the plan was made for another network than {found.graph.model}: make a new one")
+        raise PlanError(other_network(plan.graph, found.graph))
     return found, make_plan(found.graph, plan.input_shape, plan.scheme, plan.ranks, plan.shares)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,13 +21,15 @@ from mpiconv.runtime.parts import Frame
 from mpiconv.runtime.watch import Place
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from mpi4py import MPI
 
     from mpiconv.nets.graph import Graph, Param
 
 LayerWeights = list[dict[str, torch.Tensor]]
+Progress = Callable[[int, int], object]
+"""Told how many B of weights the root has sent so far, and how many there are in all."""
 
 CHUNK_BYTES = 2**22
 """What is sent at a time, so that a rank that waits long knows a slow link from one that is down."""
@@ -79,10 +82,16 @@ class UnitWeights:
         path: str = "",
         readers: Collection[int] = (),
         always_sent: Collection[str] = (),
+        progress: Progress | None = None,
     ) -> None:
         self.always_sent = always_sent
         self.plan, self.state, self.comm, self.readers = plan, state, comm, readers
         self.nbytes = 0  # of this rank's slices so far
+        self.progress, self.sent_bytes = progress, 0
+        units = range(len(plan.graph.body)) if progress is not None else ()
+        self.all_bytes = sum(
+            self._sent_bytes(param, spans) for unit in units for _, param, spans in self._tensors(unit)
+        )
         self.groups: Groups = {}
         wanted = [param.key for unit in plan.graph.units for param in unit.params]
         self.file = WeightsFile(path, wanted) if comm.rank in readers else None
@@ -93,16 +102,37 @@ class UnitWeights:
         ``state`` counts on rank 0. A rank that computes nothing of the unit gets empty mappings, and so does the
         root for what it runs with the model's own modules.
         """
+        mine: LayerWeights = [{} for _ in self.plan.graph.units[index].layers]
+        for layer, param, spans in self._tensors(index):
+            tensor = self._slice(param, spans)
+            if tensor is not None:
+                mine[layer][param.role] = tensor
+                self.nbytes += tensor.nbytes
+            self.sent_bytes += self._sent_bytes(param, spans)
+        return mine
+
+    def _tensors(self, index: int) -> Iterator[tuple[int, Param, list[Span]]]:
+        """The tensors of a unit that ranks compute with: number of the layer, and which rows of it each rank needs."""
         unit = self.plan.graph.units[index]
         parts = [layer_boxes(unit, box) for box in self.plan.boxes[index]]
-        mine = []
         for i, layer in enumerate(unit.layers):
-            params = () if layer.opaque else layer.params
-            spans = [part[i].channels for part in parts]
-            tensors = {param.role: self._slice(param, spans) for param in params}
-            mine.append({role: tensor for role, tensor in tensors.items() if tensor is not None})
-            self.nbytes += sum(tensor.nbytes for tensor in mine[-1].values())
-        return mine
+            for param in () if layer.opaque else layer.params:
+                yield i, param, [part[i].channels for part in parts]
+
+    def _sent_bytes(self, param: Param, spans: list[Span]) -> int:
+        """B of a tensor that the root has to send, once per receiver."""
+        readers = self._readers(param)
+        rows = sum(len(span) for rank, span in enumerate(spans) if rank != ROOT and rank not in readers)
+        return FLOAT_BYTES * math.prod(param.shape[1:]) * rows
+
+    def _readers(self, param: Param) -> Collection[int]:
+        """The ranks that read a tensor from the file."""
+        return () if param.key in self.always_sent else self.readers
+
+    def _tell(self, more: float) -> None:
+        """Say how much was sent, ``more`` B of the tensor that is on its way."""
+        if self.progress is not None and self.all_bytes:
+            self.progress(self.sent_bytes + round(more), self.all_bytes)
 
     def close(self) -> None:
         """Give back the communicators that it took."""
@@ -112,9 +142,10 @@ class UnitWeights:
 
     def _slice(self, param: Param, spans: list[Span]) -> torch.Tensor | None:
         """This rank's rows of one tensor, None if they are none. Collective."""
-        readers = () if param.key in self.always_sent else self.readers
+        readers = self._readers(param)
         sent = [Span() if rank in readers else span for rank, span in enumerate(spans)]
-        received = _sent(param, sent, self.state, self.comm, self.groups)
+        size = self._sent_bytes(param, spans)
+        received = _sent(param, sent, self.state, self.comm, self.groups, lambda part: self._tell(part * size))
         mine = spans[self.comm.rank]
         reads = self.file is not None and self.comm.rank in readers and mine
         return self.file.rows(param, mine.lo, mine.hi) if self.file is not None and reads else received
@@ -126,6 +157,7 @@ def _sent(
     state: Mapping[str, torch.Tensor],
     comm: MPI.Intracomm,
     groups: Groups,
+    told: Callable[[float], object],
 ) -> torch.Tensor | None:
     """This rank's rows of one tensor: a map of as many channels as it has rows, which the root owns whole."""
     rows, width = param.shape[0], math.prod(param.shape[1:])
@@ -136,7 +168,7 @@ def _sent(
     tensor = None
     if comm.rank == ROOT:
         tensor = rows_of(param, state[param.key].detach()).contiguous().view(1, rows, 1, width)
-    got = _in_chunks(spread, tensor, comm, groups, Place(f"weights {param.key}"))
+    got = _in_chunks(spread, tensor, comm, groups, Place(f"weights {param.key}"), told)
     need = needed[comm.rank]
     if not need or got is None:
         return None
@@ -146,9 +178,17 @@ def _sent(
 
 
 def _in_chunks(
-    spread: Exchange, tensor: torch.Tensor | None, comm: MPI.Intracomm, groups: Groups, place: Place
+    spread: Exchange,
+    tensor: torch.Tensor | None,
+    comm: MPI.Intracomm,
+    groups: Groups,
+    place: Place,
+    told: Callable[[float], object],
 ) -> torch.Tensor | None:
-    """Do the exchange of a map that the root owns whole, some channels at a time; what the rank has then."""
+    """Do the exchange of a map that the root owns whole, some channels at a time; what the rank has then.
+
+    ``told`` is called after each time with the part of the channels that was exchanged.
+    """
     whole, rank = spread.owned[ROOT], comm.rank
     rows, width = whole.shape[0], whole.shape[2]
     step = max(1, CHUNK_BYTES // (FLOAT_BYTES * max(width, 1)))
@@ -163,4 +203,5 @@ def _in_chunks(
         buffer = exchanger.buffer
         got = exchanger(tensor if tensor is None else tensor[:, chunk.channels.lo : chunk.channels.hi], place=place)
         exchanger.close()
+        told(chunk.channels.hi / rows)
     return tensor if rank == ROOT else got

@@ -1,0 +1,52 @@
+"""Look at every value of a sweep before its first run, so that none fails hours later for a slip."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterable
+from typing import NoReturn
+
+from mpiconv.cli import Parser, run
+from mpiconv.cli.options import SPLIT, pace_of, shares_for
+from mpiconv.errors import MpiconvError, UsageError
+from mpiconv.measure.energy import load_profile
+from mpiconv.nets.datasets import is_labelled
+from mpiconv.nets.registry import check_name
+from mpiconv.partition.box import normalised
+from mpiconv.partition.schemes import check_scheme
+from mpiconv.study.sweep import Point
+
+
+class _Parser(Parser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message.removeprefix("argument "))
+
+
+def check_points(path: str, points: Iterable[Point]) -> None:
+    """Raise UsageError for the first value that ``mpiconv run`` would not take; file, option and value are named."""
+    parser = _Parser("mpiconv run")
+    run.add_arguments(parser)
+    point = None
+    try:
+        for point in points:
+            _check(parser.parse_args(point.words), point.ranks)
+    except MpiconvError as error:
+        raise UsageError(f"{path}, {point.name if point else ''}: {error}") from None
+
+
+def _check(arguments: argparse.Namespace, ranks: int) -> None:
+    """Raise MpiconvError for a value that does not fit: a wrong name, as many numbers as no ranks, a missing file."""
+    check_name(arguments.model)
+    check_scheme(arguments.scheme or str(SPLIT["scheme"]))
+    load_profile(arguments.energy)
+    pace_of(arguments, 0, ranks)
+    shares = shares_for(arguments, ranks)
+    if shares is not None:
+        normalised(shares, ranks)
+    files = [arguments.weights, *(arguments.image or ())]
+    if arguments.data and not is_labelled(arguments.data):
+        files.append(arguments.data)
+    for file in filter(None, files):
+        if not os.path.exists(file):
+            raise UsageError(f"there is no {file}")
