@@ -54,12 +54,6 @@ MOVES = (
 )
 """Operations that only move elements: what they do is seen by doing it to the elements' numbers."""
 
-LAYERS = (
-    *("conv2d", "conv_transpose2d", "linear", "batch_norm", "instance_norm", "group_norm", "layer_norm", "prelu"),
-    *("local_response_norm", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean", "amax"),
-    *("interpolate", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "pad", "pixel_shuffle"),
-    *("pixel_unshuffle", "softmax", "log_softmax", "cat", "clamp", "constant_pad_nd", *ARITHMETIC),
-)
 ALIASES = {
     "concat": "cat",
     "concatenate": "cat",
