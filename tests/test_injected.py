@@ -56,8 +56,8 @@ def run(what: str, phase: str, rank: int, folder: Path) -> tuple[Ended, float]:
 
 def wrong(what: str, phase: str, ended: Ended, seconds: float, folder: Path) -> str:
     """What is wrong with how the job ended, empty for nothing."""
-    whole = what == "SIGTERM" and phase in (*ENDLESS, "exchange", "messages", "collecting", "writing")
-    if whole:  # noted, and obeyed between two frames, or no longer
+    whole = what == "SIGTERM" and phase in (*ENDLESS, "collecting", "writing")
+    if whole:  # it is obeyed between two frames, or no longer; before the first repeat there is nothing to write
         if ended.status or not (folder / "r.h5").exists():
             return f"status {ended.status}, results: {(folder / 'r.h5').exists()}"
     elif not ended.status:

@@ -48,7 +48,7 @@ def test_a_stopped_rank_is_named_and_the_others_can_be_ended(stopped, tmp_path):
     assert done.status != 0
     assert time.monotonic() - begin < 5 + 3
     assert f"ended by SIGTERM while waiting for rank {stopped} (host " in done.errors[0], done.err
-    assert not [pid for pid in ranks if os.path.exists(f"/proc/{pid}")]
+    wait_until(lambda: not [pid for pid in ranks if os.path.exists(f"/proc/{pid}")], 3)
 
 
 @pytest.mark.alone
