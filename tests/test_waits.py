@@ -182,3 +182,12 @@ def test_the_others_hear_of_an_exception_in_plain_python(rank, phase, launch, tm
     assert done.err.count(f"PeerError: rank {rank}: Cancelled: stopped") == 2, done.err
     if phase == "call":
         assert done.out.count("this network cannot be used any more: rank") == 3
+
+
+def test_memory_is_level_and_answers_right_over_many_frames():
+    """The quick form; scripts/soak.py as it is runs 100 000."""
+    words = [ROOT / "scripts" / "soak.py", "--frames", 600, "--same-host", "messages"]
+    done = execute(["mpirun", "-n", "2", sys.executable, "-m", "mpi4py", *map(str, words)], cwd=ROOT)
+    assert done.status == 0, done.out + done.err
+    assert "600 frames in" in done.out
+    assert ", 0 wrong; memory" in done.out
