@@ -1,7 +1,7 @@
 """A long stream of digits: every answer has to be right, and the memory of every rank level.
 
-``mpirun -n 3 python -m mpi4py scripts/soak.py``; exit status 1 if an answer is wrong or a rank grows by more than 1 MB per
-10 000 frames, of which the first 1 MB is forgiven.
+``mpirun -n 3 python -m mpi4py scripts/soak.py``; exit status 1 if an answer is wrong or a rank grows by more than 1 MB
+per 10 000 frames, of which the first 1 MB is forgiven.
 """
 
 from __future__ import annotations

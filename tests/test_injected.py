@@ -68,7 +68,7 @@ def wrong(what: str, phase: str, ended: Ended, seconds: float, folder: Path) -> 
         return f"does not name {what}"
     if "Traceback" in ended.err:
         return "a traceback"
-    if seconds > SECONDS_TO_END:
+    if seconds > SECONDS_TO_END * (3 if whole else 1):
         return "too long"
     if alive(folder):
         return f"still alive: {alive(folder)}"
