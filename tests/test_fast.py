@@ -299,7 +299,7 @@ def test_a_place_in_shared_memory_is_not_written_before_it_was_read():
     whole, half = Box.whole((4, 3, 2)), Box.whole((2, 3, 2))
     spec = exchange([whole, Box()], [whole, half], "a map")
     frames = [Frame.of(spec, rank) for rank in range(2)]
-    view, flags = torch.zeros(1, 2, 3, 2), memoryview(bytearray(2 * 2 * 64)).cast("i")
+    view, flags = torch.zeros(1, 2, 3, 2), memoryview(bytearray(2 * 2 * 64)).cast("q")
     views = {_Region(frames[1], (1,), 0): view}
     first, second = (
         SharedExchanger(spec, 1, rank, frames, views, flags, Memory(channels_last=False), "bcast") for rank in range(2)

@@ -56,8 +56,8 @@ def run(what: str, phase: str, rank: int, folder: Path) -> tuple[Ended, float]:
 
 def wrong(what: str, phase: str, ended: Ended, seconds: float, folder: Path) -> str:
     """What is wrong with how the job ended, empty for nothing."""
-    whole = what == "SIGTERM" and phase in (*ENDLESS, "exchange", "messages", "collecting", "writing")
-    if whole:  # noted, and obeyed between two frames, or no longer
+    whole = what == "SIGTERM" and phase in (*ENDLESS, "collecting", "writing")
+    if whole:  # it is obeyed between two frames, or no longer; before the first repeat there is nothing to write
         if ended.status or not (folder / "r.h5").exists():
             return f"status {ended.status}, results: {(folder / 'r.h5').exists()}"
     elif not ended.status:
@@ -68,7 +68,7 @@ def wrong(what: str, phase: str, ended: Ended, seconds: float, folder: Path) -> 
         return f"does not name {what}"
     if "Traceback" in ended.err:
         return "a traceback"
-    if seconds > SECONDS_TO_END:
+    if seconds > SECONDS_TO_END * (3 if whole else 1):
         return "too long"
     if alive(folder):
         return f"still alive: {alive(folder)}"

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
@@ -101,8 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except Ended as ended:
-        time.sleep(LAUNCHER_S)
-        _fail(str(ended), 143)
+        _fail(str(ended), 143, LAUNCHER_S)
     except BaseException as error:
         if os.environ.get("MPICONV_DEBUG"):
             traceback.print_exc()
@@ -140,7 +138,7 @@ def _parsed(words: list[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def _fail(message: str, status: int) -> NoReturn:
+def _fail(message: str, status: int, after_s: float = 0.0) -> NoReturn:
     from mpiconv.runtime.world import fail
 
-    fail(message, status)
+    fail(message, status, after_s)

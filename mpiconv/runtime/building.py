@@ -33,12 +33,15 @@ from mpiconv.runtime.parts import LARGEST_ITEMS, Frame, Memory, given
 from mpiconv.runtime.selfcheck import traced_for
 from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.shared import Host
+from mpiconv.runtime.spares import key_of, spares
 from mpiconv.runtime.waiting import duplicate, meet, wait
 from mpiconv.runtime.watch import Place, Watch
 from mpiconv.runtime.weights import LayerWeights, Progress, UnitWeights, check_state
 from mpiconv.runtime.wire import WIRES
 from mpiconv.runtime.world import default_timeout_s, watch_over
 from mpiconv.words import counted
+
+Free = Callable[[], object]
 
 WORTH_S = 0.5e-3
 PROBE_BYTES = 2**16
@@ -119,8 +122,9 @@ def _distribute(
     host = Host(comm, wanted=settings.same_host == "auto" and settings.wire == "float32")
     on_root(comm, lambda: _check_sizes(shared, host, comm))
     cuts = _cuts(shared, settings, comm, host)
+    frees: list[Free] = [host.comm.Free]
     receive = UnitWeights(shared, state, comm, settings.weights_file, settings.readers, about["sent"], progress)
-    computes = _computes(shared, cuts, settings, comm.rank, receive, modules)
+    computes = _computes(shared, cuts, settings, comm.rank, receive, modules, frees)
     receive.close()
     held = receive.nbytes
     last: Compute | None = None
@@ -136,7 +140,7 @@ def _distribute(
     guard = Guard(settings.guard)
     guarded = guard.around(shared, computes, comm.rank)
     slots = [Slot(shared, each, memory, wire, cuts, guarded, host, ahead=ahead) for each in comms]
-    frees = [*(made.Free for made in comms[1:]), host.comm.Free]
+    frees += [made.Free for made in comms[1:]]
     return DistributedNet(shared, comm, settings, slots, computes, held, frees, guard, tracing_s)
 
 
@@ -159,6 +163,7 @@ def _computes(
     rank: int,
     receive: UnitWeights,
     modules: Mapping[int, nn.Module],
+    frees: list[Free],
 ) -> list[list[Compute | None]]:
     """What this rank computes: for every unit of the body its pieces in order.
 
@@ -168,7 +173,7 @@ def _computes(
     sizes = [sum(param.size for param in unit.params) for unit in plan.graph.body]
     found: dict[int, list[Compute | None]] = {}
     for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        found[index] = _unit_computes(plan, index, cuts, settings, rank, receive(index), modules)
+        found[index] = _unit_computes(plan, index, cuts, settings, rank, receive(index), modules, frees)
     return [found[index] for index in sorted(found)]
 
 
@@ -180,6 +185,7 @@ def _unit_computes(
     rank: int,
     weights: LayerWeights,
     modules: Mapping[int, nn.Module],
+    frees: list[Free],
 ) -> list[Compute | None]:
     """What the rank computes of one unit: its pieces in order."""
     unit = plan.graph.body[index]
@@ -195,12 +201,30 @@ def _unit_computes(
             mine[g] = WholeUnit(modules[index])
         elif box:
             parts = weights_of(unit, plan.boxes[index][rank], weights, box)
-            mine[g] = LocalUnit(
-                unit, box, parts, plan.batch, settings.compute, padded=bare, sliced=sliced, packed=packed
-            )
+            mine[g] = _local_unit(unit, box, parts, plan.batch, settings.compute, bare, sliced, packed, frees)
         if box and settings.pace > 1:
             mine[g] = Paced(given(mine[g]), settings.pace)
     return [mine[g] for g in sorted(mine)]
+
+
+def _local_unit(
+    unit: Unit,
+    box: Box,
+    weights: LayerWeights,
+    batch: int,
+    compute: str,
+    padded: bool,
+    sliced: bool,
+    packed: onednn.Packed | None,
+    frees: list[Free],
+) -> LocalUnit:
+    """A unit on a box, a spare one if there is one; if it is compiled, it will be one again."""
+    key = key_of(unit, box, weights, batch, padded, sliced) if compute == "auto" and packed is None else ""
+    found = spares.take(key) if key else None
+    made = found or LocalUnit(unit, box, weights, batch, compute, padded=padded, sliced=sliced, packed=packed)
+    if key:
+        frees.append(lambda: spares.give(key, made))
+    return made
 
 
 def _share_kernels(cut: Pieces, rank: int) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
-
 import numpy as np
 
 KEPT_REPEATS = 2**16
@@ -22,38 +20,39 @@ class Stamps:
         How many frames there were.
     every
         Which of them are kept: those whose number it divides.
+    kept
+        How many those are.
     """
 
     def __init__(self, width: int) -> None:
         self.width = width
+        self._rows = np.empty((KEPT_REPEATS, width + 1))  # pages are taken as they are written: nothing ever moves
+        self._numbers = np.empty(KEPT_REPEATS, np.int64)
         self.clear()
 
     def clear(self) -> None:
         """Forget all."""
-        self.added, self.every = 0, 1
-        self._numbers, self._rows = array("q"), array("d")
+        self.added, self.every, self.kept = 0, 1, 0
 
     def add(self, number: int, row: list[float], latency_s: float) -> None:
         """Note the times of a frame."""
         self.added += 1
         if number % self.every:
             return
-        self._numbers.append(number)
-        self._rows.extend(row)
-        self._rows.append(latency_s)
-        if len(self._numbers) >= KEPT_REPEATS:
+        self._numbers[self.kept] = number
+        self._rows[self.kept] = [*row, latency_s]
+        self.kept += 1
+        if self.kept == len(self._numbers):
             self._thin()
 
     def in_order(self) -> tuple[np.ndarray, np.ndarray]:
         """The times (frame, width) and latencies (frame,) in the order of the frames' numbers."""
-        rows = self._table()[np.argsort(np.frombuffer(self._numbers, np.int64))]
+        rows = self._rows[: self.kept][np.argsort(self._numbers[: self.kept])]
         return rows[:, : self.width], rows[:, self.width].copy()
-
-    def _table(self) -> np.ndarray:
-        return np.frombuffer(self._rows, np.float64).reshape(len(self._numbers), self.width + 1)
 
     def _thin(self) -> None:
         self.every *= 2
-        kept = np.frombuffer(self._numbers, np.int64) % self.every == 0
-        rows, numbers = self._table()[kept].tobytes(), np.frombuffer(self._numbers, np.int64)[kept].tobytes()
-        self._numbers, self._rows = array("q", numbers), array("d", rows)
+        stay = self._numbers % self.every == 0
+        self.kept = int(stay.sum())
+        self._numbers[: self.kept] = self._numbers[stay]
+        self._rows[: self.kept] = self._rows[stay]
