@@ -16,6 +16,7 @@ import torch
 from mpi4py import MPI
 from tqdm import tqdm
 
+from mpiconv.cli.checking import compared, raise_if_different
 from mpiconv.cli.crowding import crowded
 from mpiconv.cli.gain import gain_over_one
 from mpiconv.cli.notes import note
@@ -29,9 +30,7 @@ from mpiconv.errors import MpiconvError, UsageError
 from mpiconv.measure import Record
 from mpiconv.measure.results import write_results
 from mpiconv.nets.datasets import LabelledPictures
-from mpiconv.nets.outputs import Difference
 from mpiconv.nets.pictures import ahead
-from mpiconv.partition import make_plan
 from mpiconv.runtime import launcher
 from mpiconv.runtime.building import distribute
 from mpiconv.runtime.engine import DistributedNet
@@ -39,14 +38,11 @@ from mpiconv.runtime.messages import on_root
 from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.stopping import Stopping
 from mpiconv.runtime.weights import readers_of
-from mpiconv.runtime.wire import WIRES
 from mpiconv.runtime.world import default_timeout_s, join_world, leave, on_terminal
 from mpiconv.signals import Caught
 from mpiconv.text import to_json
 from mpiconv.words import counted
 
-CHECKED_BATCHES = 16
-TOLERANCE = 1e-5
 UNLIKELY_POWER_W = 100.0
 
 
@@ -233,37 +229,6 @@ def _accuracy(job: Job, outputs: list[Any]) -> dict[str, Any]:
     return {"accuracy": right / len(classes), "answered": len(classes)}
 
 
-def _check(job: Job, outputs: list[Any], settings: Settings) -> dict[str, Any]:
-    """Compare with the unsplit model, absolutely and relative to its largest output.
-
-    ``max_abs_error``, ``max_rel_error`` and ``equal`` are against the model run unsplit through the same local compute,
-    ``eager_rel_error`` against torch's own operations.
-    """
-    checked = outputs[:CHECKED_BATCHES]
-    same, eager = Difference(), Difference()
-    unsplit = None
-    if settings.compute != "eager":
-        scheme = "kpm" if job.plan.scheme == "kpm" else "single"  # of one rank: as its slices are computed, or not
-        alone = make_plan(job.model, job.plan.input_shape, scheme, 1, gather=job.plan.graph.gather)
-        unsplit = distribute(job.model, alone, MPI.COMM_SELF, Settings(compute=settings.compute, selfcheck=False))
-    for index, output in enumerate(checked):
-        images = job.batch(index)
-        with torch.inference_mode():
-            eager.add(output, job.model(images))
-        if unsplit is not None:
-            same.add(output, unsplit(images))
-    found = eager if unsplit is None else same
-    return {
-        "max_abs_error": found.absolute,
-        "max_rel_error": found.relative,
-        "equal": found.equal,
-        "eager_rel_error": eager.relative,
-        "problem": eager.problem or same.problem,
-        "tolerance": TOLERANCE + WIRES[settings.wire].tolerance,
-        "batches": len(checked),
-    }
-
-
 def _finish(
     arguments: argparse.Namespace,
     job: Job,
@@ -278,7 +243,7 @@ def _finish(
 ) -> int:
     """What rank 0 does with the outputs and measurements of all ranks."""
     results.save(record, ended_early)  # before the rest, which may fail or be ended
-    check = _check(job, outputs, net.settings) if arguments.check else None
+    check = compared(job, outputs, net.settings) if arguments.check else None
     predictions = [line for index, output in enumerate(outputs) for line in _predictions(job, output, index)]
     accuracy = _accuracy(job, outputs)
     about = {"data": arguments.data, **accuracy} if accuracy else {}
@@ -305,13 +270,7 @@ def _finish(
                 print(f"results  {results.path}")
     sys.stdout.flush()
     results.raise_problem()
-    if check is not None and not max(check["max_rel_error"], check["eager_rel_error"]) <= check["tolerance"]:
-        if check["problem"]:
-            raise MpiconvError(f"the split output is none that the unsplit model gives: {check['problem']}")
-        raise MpiconvError(
-            f"the split output differs from the unsplit one by {check['max_rel_error']:.3g} of the largest output "
-            f"(from eager torch's by {check['eager_rel_error']:.3g}), more than {check['tolerance']:g}"
-        )
+    raise_if_different(check)
     return 0
 
 
