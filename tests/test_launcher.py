@@ -9,7 +9,7 @@ import pytest
 from mpi4py import MPI
 
 import mpiconv
-from mpiconv.cli import notes
+from mpiconv.cli import sending
 from tests.conftest import ROOT
 
 CHILD = "from mpiconv.runtime import launcher as l; l.open_stderr(); l.tell('one'); l.tell('two')"
@@ -35,9 +35,9 @@ def test_notes_go_to_the_stderr_of_mpirun(tmp_path, name, theirs, own):
     [(True, False, 0.0, True), (True, True, 0.0, False), (False, False, 0.0, False), (True, False, 60.0, False)],
 )
 def test_a_bar_while_the_weights_travel(terminal, quiet, seconds, shown, monkeypatch, capsys):
-    monkeypatch.setattr(notes, "on_terminal", lambda: terminal)
-    monkeypatch.setattr(notes, "SHOWN_AFTER_S", seconds)
-    show = notes.sending_bar(quiet=quiet)
+    monkeypatch.setattr(sending, "on_terminal", lambda: terminal)
+    monkeypatch.setattr(sending, "SHOWN_AFTER_S", seconds)
+    show = sending.sending_bar(quiet=quiet)
     for sent in range(0, 50_000_001, 10_000_000):
         show(sent, 50_000_000)
     text = capsys.readouterr().err

@@ -16,7 +16,7 @@ from tests.test_plan import skeleton
 
 JSON_KEYS = {
     "model", "scheme", "ranks", "batch", "input_shape", "latency_s", "throughput_fps", "bytes_sent", "bytes_received",
-    "weight_bytes", "peak_rss_bytes", "compute_energy_j", "transfer_energy_j", "predictions", "check", "output",
+    "weight_bytes", "peak_rss_bytes", "compute_energy_j", "transfer_energy_j", "predictions", "check", "gain", "output",
 }  # fmt: skip
 
 DIGITS = [str(PICTURES / f"digit-{digit}.png") for digit in range(10)]
@@ -128,9 +128,12 @@ def test_quiet_and_notes():
     ended = mpiconv(0, "run", "--model", "digits", "--repeats", 2, "--quiet")
     assert ended.err == ""
     assert "where the time went" not in ended.out
-    ended = mpiconv(4, "run", "--model", "digits", "--repeats", 2, "--scheme", "wpm", "--input-size", "20x20")
-    assert ended.status == 1  # the classifier wants 32x32
-    assert "rank 3 has nothing to compute in conv3" in ended.err
+    ended = mpiconv(0, "run", "--model", "digits", "--repeats", 2, "--input-size", "20x20")
+    assert (ended.status, len(ended.errors)) == (1, 1)
+    assert "layer classifier.1 wants 1024 features" in ended.errors[0]
+    ended = mpiconv(4, "run", "--model", "digits", "--repeats", 2, "--scheme", "wpm", "--shares", "9,9,9,1")
+    assert ended.status == 0
+    assert "rank 3 has nothing to compute in conv2, conv3" in ended.err
     assert ended.err.count("rank 3 has nothing") == 1
 
 

@@ -84,7 +84,7 @@ def test_answers_that_cannot_be_written(tmp_path):
 
 def test_results_are_there_when_the_check_fails(tmp_path):
     out = tmp_path / "r.h5"
-    fail = "import mpiconv.cli.inference as i\ndef fail(*_): raise KeyError('odd')\ni._check = fail"
+    fail = "import mpiconv.cli.inference as i\ndef fail(*_): raise KeyError('odd')\ni.compared = fail"
     done = failing(fail, *RUN, "--output", out, "--check")
     assert done.status == 1
     assert (open_results(out).attrs["repeats"], why_not_done(out)) == (2, "")
@@ -112,7 +112,7 @@ def test_streams_that_are_closed(tmp_path):
     [
         (["--output", "/dev/null"], 1, "cannot write /dev/null: it is a device, name a file"),
         (["--answers", "/dev/full"], 1, "cannot write /dev/full: it is a device, name a file"),
-        (["--output", "x", "--answers", "./x"], 2, "--output and --answers are both x"),
+        (["--output", "x.h5", "--answers", "./x.h5"], 2, "--output and --answers are both x.h5"),
         (["--save-every", "5"], 2, "--save-every wants a file to write"),
         (["--save-every", "5m"], 2, "'5m' is neither a number of inferences like 100 nor seconds like 30s"),
     ],
