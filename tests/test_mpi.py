@@ -21,7 +21,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 import mpiconv
 from mpiconv.errors import ModelError, MpiconvError, UsageError
 from mpiconv.measure.record import peak_rss_bytes
-from mpiconv.nets.tracers import capture
 from mpiconv.partition import SCHEMES
 from mpiconv.runtime import DistributedNet, exchange, shared
 from mpiconv.runtime.progress import Progress
@@ -149,19 +148,9 @@ def compare(model: nn.Module, shape: tuple[int, ...], settings: Settings | None 
     return net.sharing
 
 
-capture_once = cache(capture)
-
-
-@pytest.fixture
-def _captured_once(monkeypatch):
-    """Let torch.export, which takes seconds, do each of these nets once."""
-    monkeypatch.setattr(sys.modules["mpiconv.nets.trace"], "capture", capture_once)
-
-
 @pytest.mark.parallel(RANKS)
 @pytest.mark.parametrize("scheme", sorted(SCHEMES))
 @pytest.mark.parametrize("name", sorted(NETS))
-@pytest.mark.usefixtures("_captured_once")
 def test_split_equals_unsplit(name, scheme):
     model, picture = built(name)
     ranks = COMM.size
