@@ -15,6 +15,7 @@ from mpiconv.errors import ModelError
 from mpiconv.nets import trace
 from mpiconv.nets.graph import PICTURE
 from mpiconv.partition import SCHEMES, Plan, make_plan, split
+from mpiconv.runtime.selfcheck import traced_for
 from tests.random_nets import SHARES, nets, odd_nets
 from tests.simulated import assert_close, run_split
 
@@ -58,6 +59,7 @@ def test_odd_layers(net, scheme, shares, gather, batch):
     plan = make_plan(traced.graph, (batch, *picture), scheme, len(shares), shares)
     note(f"{model}\n{plan}")
     assume(all(tensor.isfinite().all() for tensor in tree_leaves(wanted)))
+    assert traced_for(model, plan)[1] is plan
     got = run_split(model, plan, images, traced)
     assert tree_structure(got) == tree_structure(wanted)
     for mine, whole in zip(tree_leaves(got), tree_leaves(wanted), strict=True):

@@ -17,6 +17,7 @@ from mpiconv.nets.slices import rows_of
 from mpiconv.nets.trace import Traced, trace
 from mpiconv.partition import SCHEMES, Box, Plan, make_plan
 from mpiconv.partition.differences import other_network
+from mpiconv.partition.receptive import unit_needs
 from mpiconv.runtime.compute import LocalUnit
 from mpiconv.runtime.operations import WholeUnit
 
@@ -136,12 +137,22 @@ def _outputs(traced: Traced, images: torch.Tensor) -> Iterator[Any]:
             inputs = [_local(rest, traced, batch)(*inputs)] if rest.layers else inputs
             yield traced.head(*inputs)
             return
-        compute = WholeUnit(traced.modules[index]) if unit.opaque else _local(unit, traced, batch)
-        maps[index] = compute(*inputs)
+        if unit.opaque:
+            maps[index] = WholeUnit(traced.modules[index])(*inputs)
+        else:
+            needs = unit_needs(unit, Box.whole(unit.out_shape))
+            parts: list[Any] = [_part(m, need) for m, need in zip(inputs, needs, strict=True)]
+            maps[index] = _local(unit, traced, batch)(*parts)
         yield maps[index]
         for source in set(unit.inputs):
             if graph.consumers(source)[-1] == index:
                 del maps[source]
+
+
+def _part(whole: torch.Tensor, need: Box) -> torch.Tensor | None:
+    """What a unit reads of a map (N, C, H, W)."""
+    channels, rows, columns = need.within(Box.whole((whole.shape[1], whole.shape[2], whole.shape[3])))
+    return whole[:, channels, rows, columns] if need else None
 
 
 def _local(unit: Unit, traced: Traced, batch: int) -> LocalUnit:
