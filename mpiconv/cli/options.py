@@ -223,7 +223,7 @@ class Every:
         return every
 
     def over(self, inferences: int, seconds: float) -> bool:
-        """Whether it is time, so many inferences and seconds after the last."""
+        """Whether it is time to save again, given the inferences and seconds since the last time."""
         return inferences >= self.inferences > 0 or seconds >= self.seconds > 0
 
 

@@ -22,7 +22,7 @@ from mpiconv.files import replaced
 
 SMALL_BYTES = 2**28
 UNPACKING = 4
-"""A file may take ``SMALL_BYTES`` in memory, or so many times what it takes on the disk."""
+"""A file may take ``SMALL_BYTES`` in memory, or this multiple of its size on disk if that is more."""
 
 TEXT_BYTES = 2**24
 PACKED_CHUNK_BYTES = 2**20

@@ -106,7 +106,7 @@ class LocalUnit:
 
 
 def _first(count: int) -> Operation:
-    """What takes the first channels; the fuser does not compute what is before it and what is after it in one go."""
+    """A function that keeps the first channels; it also stops the fuser from joining the operations on its two sides."""
     return lambda x: x[:, :count]
 
 

@@ -25,7 +25,7 @@ TOLERANCE = 1e-4
 """Of the largest output: far more than rounding makes, far less than what was lost."""
 
 SENSITIVE = 30
-"""A module that enlarges rounding may differ by so many times what another order of its pictures in memory changes."""
+"""A module that amplifies rounding may differ by this multiple of what the pictures' memory format alone changes."""
 
 FEW = 2
 MOST_ELEMENTS = 2**26

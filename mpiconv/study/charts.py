@@ -20,7 +20,7 @@ LEGEND_COLUMNS, LEGEND_ROW_IN = 5, 0.19
 
 
 def _lengthy(count: int, least: float = 2.2, each: float = 0.32, legend: int = 0) -> tuple[float, float]:
-    """The size in inches of a chart with so many bars, one below the other, and of a long legend below them."""
+    """The size in inches of a chart with this number of bars below each other, and a legend below them."""
     rows = max(0, -(-legend // LEGEND_COLUMNS) - 2)
     return WIDTH_IN, max(least, 1.3 + each * count) + LEGEND_ROW_IN * rows
 
