@@ -106,7 +106,7 @@ class LocalUnit:
 
 
 def _first(count: int) -> Operation:
-    """A function that keeps the first channels; it also stops the fuser from joining the operations on its two sides."""
+    """Keep the first channels; that also stops the fuser from joining the operations before it with those after."""
     return lambda x: x[:, :count]
 
 
