@@ -362,3 +362,17 @@ def test_what_the_root_computes_is_counted_as_torch_counts_it():
     for batch in (1, 2):
         units = trace(model, PICTURE, batch=batch).graph.units
         assert sum(unit.flops for unit in units) == counter.get_total_flops()
+
+
+def test_a_module_is_traced_once_until_it_changes():
+    model = Between(Standardised()).eval()
+    first = trace(model, PICTURE)
+    assert trace(model, PICTURE).tensors is first.tensors
+    assert trace(model, PICTURE, "conv").tensors is first.tensors
+    key = next(key for key in first.tensors if key.startswith("constant:"))
+    with torch.no_grad():
+        model.middle.weight.mul_(torch.rand(8, 1, 1, 1)).add_(torch.rand(8, 8, 3, 3))
+    changed = trace(model, PICTURE)
+    assert not torch.equal(changed.tensors[key], first.tensors[key])
+    model.last.register_forward_hook(lambda _module, _args, out: out + 1)
+    assert trace(model, PICTURE).tensors is not changed.tensors

@@ -70,11 +70,12 @@ def captured_once(model: nn.Module, shape: Sequence[int], name: str, tracer: str
     )
     known = _FOUND.get(model)
     if known is None or known[0] != state:
-        known = _FOUND[model] = state, capture(model, shape, name, tracer)
+        known = _FOUND[model] = state, capture(model, shape, name, tracer), tensors
     return known[1]
 
 
-_FOUND: WeakKeyDictionary[nn.Module, tuple[Any, Captured]] = WeakKeyDictionary()
+_FOUND: WeakKeyDictionary[nn.Module, tuple[Any, Captured, list[torch.Tensor]]] = WeakKeyDictionary()
+"""Of every module its state, what was captured, and its tensors, so that no other one gets the id of one of them."""
 
 
 def capture(model: nn.Module, shape: Sequence[int], name: str, tracer: str = "run") -> Captured:
