@@ -37,9 +37,9 @@ cspresnet50 wide_resnet50_2 botnet26t_256@256 halonet26t@256 inception_v3@128 in
 efficientformerv2_s0@224 levit_128s@224 visformer_tiny@224 coat_lite_tiny@224 tiny_vit_5m_224@224 test_vit@160
 test_coatnet@160
 """
-SMP = "Unet UnetPlusPlus MAnet Linknet FPN PSPNet DeepLabV3 DeepLabV3Plus PAN UPerNet Segformer"
+SMP = "Unet UnetPlusPlus MAnet Linknet FPN PSPNet DeepLabV3 DeepLabV3Plus PAN@128 UPerNet Segformer"
 MONAI = """
-BasicUNet BasicUNetPlusPlus FlexibleUNet UNet AttentionUnet SegResNet DynUNet HighResNet AutoEncoder VNet DenseNet121
+BasicUNet BasicUNetPlusPlus FlexibleUNet UNet AttentionUnet SegResNet DynUNet HighResNet AutoEncoder DenseNet121
 EfficientNetBN SEResNet50 resnet10
 """
 TRANSFORMERS = """

@@ -46,9 +46,8 @@ MONAI: dict[str, dict[str, Any]] = {
     "DynUNet": {"kernel_size": [3, 3, 3], "strides": [1, 2, 2], "upsample_kernel_size": [2, 2], "filters": [8, 16, 32]},
     "HighResNet": {},
     "AutoEncoder": {"channels": (8, 16), "strides": (2, 2)},
-    "VNet": {"act": "relu"},
     "DenseNet121": {},
-    "EfficientNetBN": {"model_name": "efficientnet-b0"},
+    "EfficientNetBN": {"model_name": "efficientnet-b0", "pretrained": False},
     "SEResNet50": {},
     "resnet10": {},
 }
