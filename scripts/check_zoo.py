@@ -43,7 +43,7 @@ BasicUNet BasicUNetPlusPlus FlexibleUNet UNet AttentionUnet SegResNet DynUNet Hi
 EfficientNetBN SEResNet50 resnet10
 """
 TRANSFORMERS = """
-ResNet RegNet Bit ConvNext ConvNextV2 FocalNet MobileNetV1 MobileNetV2 MobileViT PoolFormer EfficientNet Cvt Swin
+ResNet RegNet Bit ConvNext ConvNextV2 FocalNet MobileNetV1 MobileNetV2 MobileViT PoolFormer EfficientNet Swin
 Segformer SegformerSegmenter
 """
 

@@ -31,7 +31,6 @@ SMALL: dict[str, dict[str, Any]] = {
     "MobileViT": {"hidden_sizes": [32, 48, 64], "neck_hidden_sizes": [8, 16, 24, 32, 40, 48, 64]},
     "PoolFormer": {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]},
     "EfficientNet": {"width_coefficient": 0.5, "depth_coefficient": 0.5, "hidden_dim": 640},
-    "Cvt": {"depth": [1, 1, 2]},
     "Van": {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]},
     "Swin": {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4},
     "Segformer": {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1], "decoder_hidden_size": 32},
