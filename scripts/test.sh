@@ -45,7 +45,7 @@ else
   echo "== NOT TESTED here: a real emulated lab, and figures 8 and 9 from one ($why)"
 fi
 [ "$(id -u)" != 0 ] || echo "== NOT TESTED here: files that may not be written over (root may write everywhere)"
-[ "$(uname)" = Linux ] || echo "== NOT TESTED here: the peak memory of a slice (Linux only)"
+[ "$(uname)" = Linux ] || echo "== NOT TESTED here: the peak memory of a slice, notes past a killed mpirun, torch for the CPU (Linux only)"
 python -c 'import sys; from mpiconv.runtime import onednn; sys.exit(not onednn.available())' ||
   echo "== NOT TESTED here: convolutions with reordered weights (this torch or processor has no such oneDNN)"
 python -c 'import sys; from mpiconv.runtime import fuser; sys.exit(not fuser.available())' ||

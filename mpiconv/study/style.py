@@ -45,7 +45,7 @@ def colour(index: int) -> str:
 
 
 def shortened(names: Sequence[str], length: int = LONGEST_NAME) -> list[str]:
-    """Names of at most so many characters: longer ones cut in the middle, or numbered where they are alike then."""
+    """Shorten names to a maximum length: cut the middle out of longer ones, and number those that would look alike."""
     head = length // 2 - 1
     short = [n if len(n) <= length else f"{n[:head]}\N{HORIZONTAL ELLIPSIS}{n[head + 1 - length :]}" for n in names]
     return [f"{i}: {n[: length - 4]}" if short.count(n) > 1 else n for i, n in enumerate(short, 1)]
