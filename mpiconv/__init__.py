@@ -8,8 +8,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "load_model": "mpiconv.nets",
-    "trace": "mpiconv.nets",
+    "load_model": "mpiconv.models",
+    "trace": "mpiconv.graph.trace",
     "Plan": "mpiconv.partition",
     "make_plan": "mpiconv.partition",
     "distribute": "mpiconv.runtime",

@@ -20,7 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mpiconv.errors import MpiconvError
-from mpiconv.nets import trace
+from mpiconv.graph.trace import trace
 from mpiconv.partition import make_plan
 from tests.simulated import largest_error, run_split, sensible
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from mpiconv.data.datasets import LabelledPictures, open_data
+from mpiconv.data.pictures import read_picture
 from mpiconv.errors import MpiconvError
 from mpiconv.files import replaced
-from mpiconv.nets import Info, load_model
-from mpiconv.nets.datasets import LabelledPictures, open_data
-from mpiconv.nets.pictures import read_picture
+from mpiconv.models import Info, load_model
 from mpiconv.study.reproduction import write_page
 from mpiconv.study.robustness import lost_parts
 

@@ -16,7 +16,7 @@ import torch
 from mpi4py import MPI
 
 import mpiconv
-from mpiconv.runtime.messages import allgather_json
+from mpiconv.job.control import allgather_json
 from mpiconv.runtime.settings import Settings
 
 PICTURES = 61

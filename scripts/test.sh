@@ -46,9 +46,9 @@ else
 fi
 [ "$(id -u)" != 0 ] || echo "== NOT TESTED here: files that may not be written over (root may write everywhere)"
 [ "$(uname)" = Linux ] || echo "== NOT TESTED here: the peak memory of a slice, notes past a killed mpirun, torch for the CPU (Linux only)"
-python -c 'import sys; from mpiconv.runtime import onednn; sys.exit(not onednn.available())' ||
+python -c 'import sys; from mpiconv.runtime.compute import onednn; sys.exit(not onednn.available())' ||
   echo "== NOT TESTED here: convolutions with reordered weights (this torch or processor has no such oneDNN)"
-python -c 'import sys; from mpiconv.runtime import fuser; sys.exit(not fuser.available())' ||
+python -c 'import sys; from mpiconv.runtime.compute import fuser; sys.exit(not fuser.available())' ||
   echo "== NOT TESTED here: units compiled by torch's fuser (this torch or processor has none for oneDNN)"
 
 echo "== ruff"
@@ -56,6 +56,8 @@ ruff format --config .ci/ruff.toml --check .
 ruff check --config .ci/ruff.toml .
 echo "== mypy"
 mypy
+echo "== which room imports which"
+lint-imports --no-cache --no-logo
 echo "== tests, two at a time"
 python -m pytest -n 2 --dist worksteal -m "parallel[1] and not alone"
 echo "== tests, one at a time"

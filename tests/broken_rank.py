@@ -11,7 +11,7 @@ import time
 
 import mpiconv
 from mpiconv.cli import main
-from mpiconv.runtime.world import launcher_rank
+from mpiconv.job.world import launcher_rank
 
 rank, place, *words = sys.argv[1:]
 if launcher_rank() == int(rank):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mpiconv import errors
 from mpiconv.cli import main
-from mpiconv.runtime.world import launcher_rank
+from mpiconv.job.world import launcher_rank
 
 
 class Cancelled(BaseException):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from mpiconv.nets.registry import randomise
+from mpiconv.models.registry import randomise
 
 
 class Sum(nn.Module):

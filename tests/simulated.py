@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from mpiconv.nets import Traced, trace
-from mpiconv.nets.graph import PICTURE
-from mpiconv.nets.registry import randomise
-from mpiconv.nets.slices import rows_of
+from mpiconv.graph.form import PICTURE
+from mpiconv.graph.trace import Traced, trace
+from mpiconv.models.registry import randomise
+from mpiconv.models.slices import rows_of
 from mpiconv.partition import Box, Plan
 from mpiconv.partition.receptive import layer_boxes, unit_needs
-from mpiconv.runtime.compute import LocalUnit
-from mpiconv.runtime.operations import WholeUnit
+from mpiconv.runtime.compute.local import LocalUnit
+from mpiconv.runtime.compute.operations import WholeUnit
 
 
 def at(box: Box, frame: Box) -> tuple[slice, ...]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpiconv.errors import MpiconvError
-from mpiconv.partition.cluster import MEDIA, UNIT_KINDS, Cluster, Device, Link
+from mpiconv.planner.cluster import MEDIA, UNIT_KINDS, Cluster, Device, Link
 
 if sys.version_info >= (3, 11):
     import tomllib

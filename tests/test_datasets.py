@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from mpiconv.data.cifar import read_batches
+from mpiconv.data.datasets import LabelledPictures, Some, open_data, prepare
 from mpiconv.errors import MpiconvError, UsageError
-from mpiconv.nets import Info
-from mpiconv.nets.cifar import read_batches
-from mpiconv.nets.datasets import LabelledPictures, Some, open_data, prepare
+from mpiconv.models import Info
 from tests import cifar
 from tests.conftest import PICTURES
 

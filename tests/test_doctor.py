@@ -14,9 +14,9 @@ import pytest
 from mpiconv.errors import MpiconvError
 from mpiconv.measure import open_results
 from mpiconv.measure.record import undilated
-from mpiconv.runtime.compute import Paced
-from mpiconv.runtime.doctor import Findings, _judge
-from mpiconv.runtime.preflight import read_hosts
+from mpiconv.probe.doctor import Findings, _judge
+from mpiconv.probe.preflight import read_hosts
+from mpiconv.runtime.compute.local import Paced
 from tests.conftest import ROOT, execute, mpiconv
 from tests.test_measure import record
 

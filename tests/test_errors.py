@@ -80,9 +80,9 @@ PLACES = {
     "joining": "mpiconv.cli.inference:join_world",
     "weights": "mpiconv.runtime.weights:UnitWeights.__call__",
     "preparing": "mpiconv.runtime.building:LocalUnit",
-    "messages": "mpiconv.runtime.exchange:Exchanger._allgatherv",
-    "exchange": "mpiconv.runtime.shared:SharedExchanger.start",
-    "compute": "mpiconv.runtime.compute:LocalUnit.__call__",
+    "messages": "mpiconv.runtime.exchange.messages:Exchanger._allgatherv",
+    "exchange": "mpiconv.runtime.exchange.shared:SharedExchanger.start",
+    "compute": "mpiconv.runtime.compute.local:LocalUnit.__call__",
     "collecting": "mpiconv.runtime.recording:peak_rss_bytes",
 }
 

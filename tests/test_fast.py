@@ -13,20 +13,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
+from mpiconv.data.pictures import ahead
 from mpiconv.errors import MpiconvError, UsageError
-from mpiconv.nets import trace
-from mpiconv.nets.pictures import ahead
+from mpiconv.graph.trace import trace
 from mpiconv.partition import Box, make_plan
 from mpiconv.partition.box import Span, union_size
 from mpiconv.partition.exchange import exchange
 from mpiconv.partition.pieces import pieces
 from mpiconv.partition.receptive import layer_boxes, needed
-from mpiconv.runtime import fuser, onednn
-from mpiconv.runtime.compute import LocalUnit, Paced, _compiles, weights_of
-from mpiconv.runtime.parts import Frame, Memory, Parts
+from mpiconv.runtime.compute import fuser, onednn
+from mpiconv.runtime.compute.local import LocalUnit, Paced, _compiles, weights_of
+from mpiconv.runtime.exchange.parts import Frame, Memory, Parts
+from mpiconv.runtime.exchange.shared import SharedExchanger, _Region
+from mpiconv.runtime.exchange.wire import WIRES
 from mpiconv.runtime.settings import Settings
-from mpiconv.runtime.shared import SharedExchanger, _Region
-from mpiconv.runtime.wire import WIRES
 from mpiconv.study.benchmark import AT_ONCE, COMPUTING, EXCHANGING, Benchmark, chart, is_benchmark, page, table, targets
 from mpiconv.study.report import write_report
 from tests.simulated import assert_close
@@ -399,7 +399,7 @@ def test_benchmark_file_table_and_page(tmp_path):
 
 def test_layers_of_a_band_fit():
     """A band whose first layer gets its padding with the buffer computes what one that pads itself does."""
-    from mpiconv.runtime.windows import margin
+    from mpiconv.runtime.compute.windows import margin
 
     model = nn.Sequential(nn.Conv2d(3, 4, 5, 1, 2), nn.ReLU()).eval()
     unit, state = trace(model, (3, 12, 9)).graph.body[0], model.state_dict()

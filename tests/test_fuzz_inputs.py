@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
 
+from mpiconv.data.datasets import open_data
+from mpiconv.data.picture_files import open_picture
 from mpiconv.errors import ModelError, MpiconvError
-from mpiconv.nets import load_model
-from mpiconv.nets.datasets import open_data
-from mpiconv.nets.picture_files import open_picture
-from mpiconv.nets.registry import REGISTRY
-from mpiconv.nets.slices import WeightsFile
-from mpiconv.runtime.preflight import read_hosts
+from mpiconv.models import load_model
+from mpiconv.models.registry import REGISTRY
+from mpiconv.models.slices import WeightsFile
+from mpiconv.probe.preflight import read_hosts
 from tests import cifar
 
 MOST_KB = 2**20

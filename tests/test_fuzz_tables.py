@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mpiconv.errors import MpiconvError
 from mpiconv.measure.energy import load_profile
 from mpiconv.partition import Plan, make_plan
-from mpiconv.partition.cluster import UNIT_KINDS, Cluster, Device, Link
+from mpiconv.planner.cluster import UNIT_KINDS, Cluster, Device, Link
 from mpiconv.study.sweep import read_sweep
 from tests.conftest import ROOT
 from tests.fuzzing import changed, damaged, fuzzed, sentence_or_answer, toml

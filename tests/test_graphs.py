@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from mpiconv.errors import ModelError
-from mpiconv.nets import trace
+from mpiconv.graph.trace import trace
 from mpiconv.partition import Box, Plan, Span, make_plan
 from mpiconv.partition.receptive import layer_boxes, unit_needs
 from tests.random_nets import Attention, Excited, ExcitedByFC, Lasting, Net, Numbers, Outputs, Shuffled, Sliced, Where
@@ -225,7 +225,7 @@ def test_several_outputs_keep_their_names():
 
 def test_a_batch_norm_behind_a_convolution_costs_no_pass():
     """It is folded into the rank's slice of the kernels; elsewhere it stays a layer."""
-    from mpiconv.runtime.compute import LocalUnit
+    from mpiconv.runtime.compute.local import LocalUnit
 
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4)).eval()
     unit = trace(model, (3, 8, 8)).graph.units[0]

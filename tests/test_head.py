@@ -11,7 +11,7 @@ from torch import nn
 
 import mpiconv
 from mpiconv.errors import ModelError, PlanError, UsageError
-from mpiconv.nets import trace
+from mpiconv.graph.trace import trace
 from mpiconv.partition import SCHEMES, Plan, Span, make_plan
 from tests.conftest import PICTURES
 from tests.conftest import mpiconv as run

@@ -12,7 +12,7 @@ import mpiconv
 from mpiconv.cli import sending
 from tests.conftest import ROOT
 
-CHILD = "from mpiconv.runtime import launcher as l; l.open_stderr(); l.tell('one'); l.tell('two')"
+CHILD = "from mpiconv.job import launcher as l; l.open_stderr(); l.tell('one'); l.tell('two')"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")

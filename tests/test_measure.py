@@ -17,12 +17,12 @@ import torch
 
 import mpiconv as package
 from mpiconv.errors import MpiconvError, UsageError
+from mpiconv.job.clocks import ClockReading, on_root_clock
 from mpiconv.measure import Record, open_results
 from mpiconv.measure.energy import load_profile
 from mpiconv.measure.power import find_meter
 from mpiconv.measure.record import KINDS
 from mpiconv.measure.results import write_results
-from mpiconv.runtime.clocks import ClockReading, on_root_clock
 from tests.conftest import ROOT, clean_environment, execute, mpiconv
 
 

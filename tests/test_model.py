@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mpiconv.cli import main
-from mpiconv.nets import trace
+from mpiconv.graph.trace import trace
 from mpiconv.partition import make_plan
 from mpiconv.study import equations as eq
 from tests.conftest import PICTURES, mpiconv

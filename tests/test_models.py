@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mpiconv
 from mpiconv.errors import UsageError
-from mpiconv.nets import REGISTRY, trace
+from mpiconv.graph.trace import trace
+from mpiconv.models import REGISTRY
 from mpiconv.partition import make_plan
 from mpiconv.partition.receptive import layer_boxes
 from tests.simulated import largest_error, run_split, sensible

@@ -20,13 +20,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import mpiconv
 from mpiconv.errors import ModelError, MpiconvError, UsageError
+from mpiconv.job.progress import Progress
+from mpiconv.job.waiting import Awaited
 from mpiconv.measure.record import peak_rss_bytes
 from mpiconv.partition import SCHEMES
-from mpiconv.runtime import DistributedNet, exchange, shared
-from mpiconv.runtime.progress import Progress
+from mpiconv.runtime import DistributedNet
+from mpiconv.runtime.exchange import messages as exchange
+from mpiconv.runtime.exchange import shared
+from mpiconv.runtime.exchange.wire import WIRES
 from mpiconv.runtime.settings import Settings
-from mpiconv.runtime.waiting import Awaited
-from mpiconv.runtime.wire import WIRES
 from tests.random_nets import Attention, Cat, Excited, ExcitedByFC, Lasting, Net, Outputs, Shuffled, Sum, nets
 from tests.simulated import assert_close
 

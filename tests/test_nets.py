@@ -16,9 +16,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import mpiconv
+from mpiconv.data.pictures import RandomPictures, folder_pictures, read_picture, to_tensor
 from mpiconv.errors import ModelError, MpiconvError, UsageError
-from mpiconv.nets import REGISTRY, Info, trace
-from mpiconv.nets.pictures import RandomPictures, folder_pictures, read_picture, to_tensor
+from mpiconv.graph.trace import trace
+from mpiconv.models import REGISTRY, Info
 from tests.conftest import PICTURES
 
 # parameters of torchvision's models with 1000 classes
@@ -211,9 +212,9 @@ def test_digits_read_the_held_out_scans():
     """The shipped weights are as good on held-out scans as their metadata says."""
     from sklearn.model_selection import train_test_split
 
-    from mpiconv.nets.weights import read_weights
+    from mpiconv.models.weights import read_weights
 
-    path = next((PICTURES.parent.parent / "mpiconv/nets/pretrained").glob("digits.*"))
+    path = next((PICTURES.parent.parent / "mpiconv/models/pretrained").glob("digits.*"))
     _, metadata = read_weights(path)
     images, digits = load_digits(return_X_y=True)
     pixels = np.round(images.reshape(-1, 8, 8) * 255 / 16).astype(np.uint8)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from mpiconv.data.datasets import open_data
+from mpiconv.data.picture_files import FORMATS, list_pictures, open_picture, to_mode
+from mpiconv.data.pictures import folder_pictures, read_picture, to_tensor
 from mpiconv.errors import MpiconvError
-from mpiconv.nets import Info
-from mpiconv.nets.datasets import open_data
-from mpiconv.nets.picture_files import FORMATS, list_pictures, open_picture, to_mode
-from mpiconv.nets.pictures import folder_pictures, read_picture, to_tensor
+from mpiconv.models import Info
 
 RAMP = np.arange(240, dtype=np.uint8).reshape(12, 20)
 GREY = Info("x", (1, 12, 20), (0.0,), (1.0,))

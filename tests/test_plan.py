@@ -11,7 +11,8 @@ from torch import nn
 
 import mpiconv
 from mpiconv.errors import PlanError, UsageError
-from mpiconv.nets import REGISTRY, trace
+from mpiconv.graph.trace import trace
+from mpiconv.models import REGISTRY
 from mpiconv.partition import SCHEMES, Box, Plan, Span, make_plan
 
 CHAIN = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 5, padding=2), nn.Flatten())

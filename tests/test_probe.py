@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mpiconv.measure.estimate import fit_link, scatter, undisturbed
-from mpiconv.partition.cluster import UNIT_KINDS, Cluster
-from mpiconv.runtime.speed import CASES, make_work
+from mpiconv.planner.cluster import UNIT_KINDS, Cluster
+from mpiconv.probe.speed import CASES, make_work
 from tests.conftest import ROOT, execute, mpiconv
 
 
@@ -139,10 +139,10 @@ def test_what_is_refused_before_anything_is_measured(words, status, word):
 @pytest.mark.parametrize(
     ("rank", "place"),
     [
-        (1, "mpiconv.runtime.speed:SpeedProbe.round"),
-        (0, "mpiconv.runtime.links:send_timed"),
-        (2, "mpiconv.runtime.links:answer"),
-        (0, "mpiconv.partition.cluster:Cluster.save"),
+        (1, "mpiconv.probe.speed:SpeedProbe.round"),
+        (0, "mpiconv.probe.links:send_timed"),
+        (2, "mpiconv.probe.links:answer"),
+        (0, "mpiconv.planner.cluster:Cluster.save"),
     ],
 )
 def test_a_failure_on_any_rank_ends_all(rank, place, tmp_path):

@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_structure
 
 from mpiconv.errors import ModelError
-from mpiconv.nets import trace
-from mpiconv.nets.graph import PICTURE
+from mpiconv.graph.form import PICTURE
+from mpiconv.graph.trace import trace
 from mpiconv.partition import SCHEMES, Plan, make_plan, split
 from mpiconv.runtime.selfcheck import traced_for
 from tests.random_nets import SHARES, nets, odd_nets

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mpiconv.data.datasets import LabelledPictures, open_data
 from mpiconv.errors import MpiconvError
+from mpiconv.graph.trace import trace
 from mpiconv.measure.energy import load_profile
 from mpiconv.measure.results import write_results
-from mpiconv.nets import load_model, trace
-from mpiconv.nets.datasets import LabelledPictures, open_data
+from mpiconv.models import load_model
 from mpiconv.study import claims_calculated, claims_measured
 from mpiconv.study.claims import Case, Claim
 from mpiconv.study.combined import PER_RANK, Point, combine, points, write_combined

@@ -12,8 +12,8 @@ from torch import nn
 
 import mpiconv
 from mpiconv.errors import ModelError, PlanError
-from mpiconv.nets.outputs import Difference, tensors_in, with_tensors
-from mpiconv.nets.tracers import capture
+from mpiconv.graph.outputs import Difference, tensors_in, with_tensors
+from mpiconv.graph.tracers import capture
 from mpiconv.partition import make_plan
 from mpiconv.runtime.selfcheck import traced_for
 from mpiconv.runtime.settings import Settings
@@ -65,7 +65,7 @@ def test_the_first_unit_that_differs_is_named(monkeypatch):
     found = traced_for(model, plan)[0]
     wrong = {**found.tensors, "1.weight": found.tensors["1.weight"] + 1}
     monkeypatch.setattr(
-        "mpiconv.runtime.selfcheck._traced", lambda *_: mpiconv.nets.Traced(found.graph, found.modules, wrong)
+        "mpiconv.runtime.selfcheck._traced", lambda *_: mpiconv.graph.trace.Traced(found.graph, found.modules, wrong)
     )
     with pytest.raises(ModelError, match="from unit conv2 on"):
         traced_for(model, plan)

@@ -7,12 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from mpiconv.nets import load_model, trace
+from mpiconv.graph.trace import trace
+from mpiconv.models import load_model
 from mpiconv.partition import Box
 from mpiconv.partition.box import Span
 from mpiconv.partition.receptive import layer_boxes, unit_needs
-from mpiconv.runtime import onednn
-from mpiconv.runtime.compute import LocalUnit
+from mpiconv.runtime.compute import onednn
+from mpiconv.runtime.compute.local import LocalUnit
 
 DIGITS = load_model("digits", pretrained=False).features[:3]
 NETS = {

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from mpiconv.partition.cluster import Cluster
+from mpiconv.planner.cluster import Cluster
 from mpiconv.study.sweep import why_not_done
 from tests.conftest import ROOT, execute
 from tests.endless import ended, endless_run, measuring, wait_until

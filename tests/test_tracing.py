@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from mpiconv.errors import ModelError
-from mpiconv.nets import trace
-from mpiconv.nets.outputs import tensors_in
+from mpiconv.graph.outputs import tensors_in
+from mpiconv.graph.trace import trace
 from mpiconv.partition import make_plan
 from tests.simulated import assert_close, run_split
 

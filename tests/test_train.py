@@ -22,9 +22,9 @@ from torch.nn import functional as F  # noqa: N812
 
 import mpiconv as package
 from mpiconv.cli.train import above_zero, from_zero, momentum, part
+from mpiconv.data.datasets import Some, open_data, prepare
 from mpiconv.errors import ModelError, MpiconvError, UsageError
-from mpiconv.nets.datasets import Some, open_data, prepare
-from mpiconv.nets.weights import read_weights
+from mpiconv.models.weights import read_weights
 from mpiconv.partition import SCHEMES
 from mpiconv.training import Settings, train
 from mpiconv.training.batches import Changes, change, draw_changes, epoch_batches, share

@@ -143,7 +143,8 @@ def test_streams_left_early_leave_the_network_usable(in_flight, same_host):
 FAILING = """
 import sys, torch, mpiconv
 from mpi4py import MPI
-from mpiconv.runtime import compute, weights
+from mpiconv.runtime.compute import local as compute
+from mpiconv.runtime import weights
 comm = MPI.COMM_WORLD
 class Cancelled(BaseException): pass
 def broken(*_):

@@ -18,10 +18,10 @@ from torch import nn
 
 import mpiconv
 from mpiconv.errors import ModelError, UsageError
-from mpiconv.nets import trace
-from mpiconv.nets.names import fit_names
-from mpiconv.nets.slices import WeightsFile, fingerprint, rows_of
-from mpiconv.nets.weights import assign_weights, read_weights, take_names
+from mpiconv.graph.trace import trace
+from mpiconv.models.names import fit_names
+from mpiconv.models.slices import WeightsFile, fingerprint, rows_of
+from mpiconv.models.weights import assign_weights, read_weights, take_names
 from tests.conftest import mpiconv as run
 
 
@@ -311,7 +311,7 @@ def test_fingerprints_are_of_all_bytes_and_kept(tmp_path, monkeypatch):
         file.write(b"1")
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert fingerprint(path) != first, "between all samples, and under the same size and time"
-    monkeypatch.setattr("mpiconv.nets.slices.SETTLED_NS", 0)
+    monkeypatch.setattr("mpiconv.models.slices.SETTLED_NS", 0)
     wanted = fingerprint(path)
     (kept,) = (entry for entry in (tmp_path / "cache").rglob("*") if entry.is_file())
     kept.write_text(kept.read_text()[:-3] + "abc")

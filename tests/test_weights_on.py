@@ -14,8 +14,9 @@ from torch import nn
 
 import mpiconv
 from mpiconv.errors import ModelError
-from mpiconv.nets import registry, trace
-from mpiconv.nets.slices import WeightsFile, fingerprint, rows_of
+from mpiconv.graph.trace import trace
+from mpiconv.models import registry
+from mpiconv.models.slices import WeightsFile, fingerprint, rows_of
 from mpiconv.runtime import weights
 from tests.conftest import execute
 from tests.conftest import mpiconv as run

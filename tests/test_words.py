@@ -10,8 +10,8 @@ import pytest
 
 from mpiconv.cli import main
 from mpiconv.errors import UsageError
+from mpiconv.job import world
 from mpiconv.partition.box import normalised
-from mpiconv.runtime import world
 from mpiconv.words import counted, did_you_mean
 
 

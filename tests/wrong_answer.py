@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from mpiconv.cli import main
-from mpiconv.runtime.compute import LocalUnit
-from mpiconv.runtime.world import launcher_rank
+from mpiconv.job.world import launcher_rank
+from mpiconv.runtime.compute.local import LocalUnit
 
 if launcher_rank() == 1:
     right = LocalUnit.__call__

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import mpiconv
 import mpiconv.cli.startup
 from mpiconv.errors import MpiconvError, reason
-from mpiconv.runtime import openmpi
+from mpiconv.job import openmpi
 from mpiconv.signals import Ended
 from mpiconv.words import did_you_mean
 
@@ -75,7 +75,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with exit status 2."""
-        from mpiconv.runtime.world import fail
+        from mpiconv.job.world import fail
 
         fail(f"{message} (see {self.prog} --help)", 2)
 
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BaseException as error:
         if os.environ.get("MPICONV_DEBUG"):
             traceback.print_exc()
-        from mpiconv.runtime.world import launcher_rank
+        from mpiconv.job.world import launcher_rank
 
         _fail(reason(error, launcher_rank()), 1)
 
@@ -139,6 +139,6 @@ def _parsed(words: list[str]) -> argparse.Namespace:
 
 
 def _fail(message: str, status: int, after_s: float = 0.0) -> NoReturn:
-    from mpiconv.runtime.world import fail
+    from mpiconv.job.world import fail
 
     fail(message, status, after_s)

@@ -9,11 +9,11 @@ from mpi4py import MPI
 
 from mpiconv.cli.setup import Job
 from mpiconv.errors import MpiconvError
-from mpiconv.nets.outputs import Difference
+from mpiconv.graph.outputs import Difference
 from mpiconv.partition import make_plan
 from mpiconv.runtime.building import distribute
+from mpiconv.runtime.exchange.wire import WIRES
 from mpiconv.runtime.settings import Settings
-from mpiconv.runtime.wire import WIRES
 
 CHECKED_BATCHES = 16
 TOLERANCE = 1e-5

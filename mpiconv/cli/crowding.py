@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mpiconv.runtime.host import machine_id
-from mpiconv.runtime.messages import allgather_json
+from mpiconv.job.control import allgather_json
+from mpiconv.job.host import machine_id
 from mpiconv.words import counted
 
 if TYPE_CHECKING:

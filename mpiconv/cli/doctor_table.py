@@ -11,9 +11,9 @@ import torch
 from mpiconv.cli.options import pace_of
 from mpiconv.cli.tables import align
 from mpiconv.errors import MpiconvError
-from mpiconv.runtime.doctor import Findings, examine
-from mpiconv.runtime.preflight import ask_hosts, read_hosts
-from mpiconv.runtime.world import join_world, launcher_rank
+from mpiconv.job.world import join_world, launcher_rank
+from mpiconv.probe.doctor import Findings, examine
+from mpiconv.probe.preflight import ask_hosts, read_hosts
 from mpiconv.text import to_json
 
 

@@ -26,19 +26,19 @@ from mpiconv.cli.sending import sending_bar
 from mpiconv.cli.setup import REPEATS, Job, prepare
 from mpiconv.cli.startup import Startup
 from mpiconv.cli.tables import latency, ranks_at_work, summary, throughput_fps, where_time_went
+from mpiconv.data.datasets import LabelledPictures
+from mpiconv.data.pictures import ahead
 from mpiconv.errors import MpiconvError, UsageError
+from mpiconv.job import launcher
+from mpiconv.job.control import on_root
+from mpiconv.job.stopping import Stopping
+from mpiconv.job.world import default_timeout_s, join_world, leave, on_terminal
 from mpiconv.measure import Record
 from mpiconv.measure.results import write_results
-from mpiconv.nets.datasets import LabelledPictures
-from mpiconv.nets.pictures import ahead
-from mpiconv.runtime import launcher
 from mpiconv.runtime.building import distribute
 from mpiconv.runtime.engine import DistributedNet
-from mpiconv.runtime.messages import on_root
 from mpiconv.runtime.settings import Settings
-from mpiconv.runtime.stopping import Stopping
 from mpiconv.runtime.weights import readers_of
-from mpiconv.runtime.world import default_timeout_s, join_world, leave, on_terminal
 from mpiconv.signals import Caught
 from mpiconv.text import to_json
 from mpiconv.words import counted

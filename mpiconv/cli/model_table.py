@@ -11,10 +11,11 @@ from torch import nn
 
 from mpiconv.cli.setup import build_model
 from mpiconv.cli.tables import align
+from mpiconv.data.pictures import read_picture
 from mpiconv.errors import UsageError
 from mpiconv.files import write_csv
-from mpiconv.nets import Info, trace
-from mpiconv.nets.pictures import read_picture
+from mpiconv.graph.trace import trace
+from mpiconv.models import Info
 from mpiconv.partition import make_plan
 from mpiconv.study.equations import MpiRow, Row, mpi_rows, rows
 from mpiconv.study.figures import figure_3, figure_4, figure_6, figure_7

@@ -11,10 +11,10 @@ from tqdm import tqdm
 from mpiconv.cli.options import pace_of
 from mpiconv.cli.tables import align
 from mpiconv.files import check_writable
-from mpiconv.partition.cluster import UNIT_KINDS, Cluster
-from mpiconv.runtime.messages import on_root
-from mpiconv.runtime.probing import probe
-from mpiconv.runtime.world import join_world, on_terminal
+from mpiconv.job.control import on_root
+from mpiconv.job.world import join_world, on_terminal
+from mpiconv.planner.cluster import UNIT_KINDS, Cluster
+from mpiconv.probe.probing import probe
 from mpiconv.text import to_json
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mpiconv.cli.notes import note
 from mpiconv.errors import MpiconvError, UsageError
 from mpiconv.files import check_writable
+from mpiconv.job.control import bcast_json
 from mpiconv.measure.results import STILL_RUNNING
-from mpiconv.runtime.messages import bcast_json
 from mpiconv.text import to_json
 
 if TYPE_CHECKING:

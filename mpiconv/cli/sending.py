@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from mpiconv.runtime.world import on_terminal
+from mpiconv.job.world import on_terminal
 
 SHOWN_AFTER_S = 1.0
 

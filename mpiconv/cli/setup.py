@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from mpiconv.cli.options import SPLIT, shares_for
+from mpiconv.data.datasets import HELD_OUT, LabelledPictures, is_labelled, open_data
+from mpiconv.data.pictures import PictureFiles, Pictures, RandomPictures, folder_pictures
 from mpiconv.errors import ModelError, PlanError, UsageError
 from mpiconv.measure.energy import EnergyProfile, load_profile
-from mpiconv.nets import Info, info_of, load_model
-from mpiconv.nets.datasets import HELD_OUT, LabelledPictures, is_labelled, open_data
-from mpiconv.nets.pictures import PictureFiles, Pictures, RandomPictures, folder_pictures
+from mpiconv.models import Info, info_of, load_model
 from mpiconv.partition import Plan, make_plan
 from mpiconv.partition.box import normalised
 from mpiconv.partition.plan import ROOT_ALONE

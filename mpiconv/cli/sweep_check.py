@@ -9,10 +9,10 @@ from typing import NoReturn
 
 from mpiconv.cli import Parser, run
 from mpiconv.cli.options import SPLIT, pace_of, shares_for
+from mpiconv.data.datasets import is_labelled
 from mpiconv.errors import MpiconvError, UsageError
 from mpiconv.measure.energy import load_profile
-from mpiconv.nets.datasets import is_labelled
-from mpiconv.nets.registry import check_name
+from mpiconv.models.registry import check_name
 from mpiconv.partition.box import normalised
 from mpiconv.partition.schemes import check_scheme
 from mpiconv.study.sweep import Point

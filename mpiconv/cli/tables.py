@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mpiconv.data.pictures import RandomPictures
 from mpiconv.measure.record import typical
-from mpiconv.nets.pictures import RandomPictures
 from mpiconv.text import safe_text
 from mpiconv.words import counted
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from mpiconv.data.datasets import HELD_OUT
 from mpiconv.errors import MpiconvError
 from mpiconv.files import check_writable
-from mpiconv.nets.datasets import HELD_OUT
-from mpiconv.runtime.messages import on_root
-from mpiconv.runtime.world import join_world, on_terminal
+from mpiconv.job.control import on_root
+from mpiconv.job.world import join_world, on_terminal
 from mpiconv.text import to_json
 from mpiconv.training import Epoch, Settings
 from mpiconv.training.trainer import checkpoint_of

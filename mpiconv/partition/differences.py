@@ -6,7 +6,7 @@ from dataclasses import fields
 from itertools import zip_longest
 from typing import Any
 
-from mpiconv.nets.graph import Graph, Layer, Unit
+from mpiconv.graph.form import Graph, Layer, Unit
 
 WORDS = {"in_shapes": "inputs", "out_shape": "output"}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mpiconv.nets.graph import Unit
+from mpiconv.graph.form import Unit
 from mpiconv.partition.box import Box, Span, hull
 from mpiconv.partition.exchange import Exchange
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpiconv.errors import MpiconvError, PlanError, UsageError
 from mpiconv.files import write_text
-from mpiconv.nets.graph import PICTURE, Graph
+from mpiconv.graph.form import PICTURE, Graph
 from mpiconv.partition.box import Box, hull, normalised
 from mpiconv.partition.exchange import Exchange, exchange
 from mpiconv.partition.receptive import box_flops, box_weights, unit_needs
@@ -281,7 +281,7 @@ def make_plan(
         if list(graph.input_shape) != picture:
             raise UsageError(f"the network was traced for pictures of {graph.input_shape}, not {tuple(picture)}")
     else:
-        from mpiconv.nets.trace import trace
+        from mpiconv.graph.trace import trace
 
         graph = trace(model, picture, gather, head, batch=batch).graph
     parts = normalised([1.0] * ranks if shares is None else shares, ranks)

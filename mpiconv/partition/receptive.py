@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mpiconv.nets.graph import Layer, Unit
+from mpiconv.graph.form import Layer, Unit
 from mpiconv.partition.box import Box, Span
 
 

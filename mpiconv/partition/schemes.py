@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from mpiconv.errors import UsageError
-from mpiconv.nets.graph import MOVERS, PICTURE, Graph, Unit
+from mpiconv.graph.form import MOVERS, PICTURE, Graph, Unit
 from mpiconv.partition.box import Box, Span, hull, split
 from mpiconv.partition.receptive import needs_of
 from mpiconv.words import did_you_mean

@@ -12,7 +12,7 @@ __all__ = ["DistributedNet", "distribute"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the engine on first use: a command that needs only ``mpiconv.runtime.world`` does not wait for torch."""
+    """Import the engine on first use: a command that needs only ``mpiconv.job.world`` does not wait for torch."""
     if name not in __all__:
         raise AttributeError(f"module 'mpiconv.runtime' has no attribute {name!r}")
     from mpiconv.runtime import building, engine

@@ -13,32 +13,32 @@ from mpi4py import MPI
 from torch import nn
 
 from mpiconv.errors import PlanError, UsageError
-from mpiconv.nets.graph import PICTURE, Unit
-from mpiconv.nets.slices import rows_of
-from mpiconv.nets.tracers import unwrapped
-from mpiconv.nets.weights import is_finite
+from mpiconv.graph.form import PICTURE, Unit
+from mpiconv.graph.tracers import unwrapped
+from mpiconv.job.control import bcast_json, on_root
+from mpiconv.job.host import choose_wait
+from mpiconv.job.waiting import duplicate, meet, wait
+from mpiconv.job.watch import Place, Watch
+from mpiconv.job.world import default_timeout_s, watch_over
+from mpiconv.models.slices import rows_of
+from mpiconv.models.weights import is_finite
 from mpiconv.partition import Box, Plan
 from mpiconv.partition.pieces import Pieces, pieces
 from mpiconv.partition.plan import FLOAT_BYTES
-from mpiconv.runtime import onednn
-from mpiconv.runtime.compute import LocalUnit, Paced, weights_of
+from mpiconv.runtime.compute import onednn
+from mpiconv.runtime.compute.local import LocalUnit, Paced, weights_of
+from mpiconv.runtime.compute.operations import WholeUnit
 from mpiconv.runtime.engine import DistributedNet
+from mpiconv.runtime.exchange.parts import LARGEST_ITEMS, Frame, Memory, given
+from mpiconv.runtime.exchange.shared import Host
+from mpiconv.runtime.exchange.wire import WIRES
 from mpiconv.runtime.frames import Compute, Slot, around_of
 from mpiconv.runtime.guard import Guard
 from mpiconv.runtime.heap import settle_heap
-from mpiconv.runtime.host import choose_wait
-from mpiconv.runtime.messages import bcast_json, on_root
-from mpiconv.runtime.operations import WholeUnit
-from mpiconv.runtime.parts import LARGEST_ITEMS, Frame, Memory, given
 from mpiconv.runtime.selfcheck import traced_for
 from mpiconv.runtime.settings import Settings
-from mpiconv.runtime.shared import Host
 from mpiconv.runtime.spares import key_of, spares
-from mpiconv.runtime.waiting import duplicate, meet, wait
-from mpiconv.runtime.watch import Place, Watch
 from mpiconv.runtime.weights import LayerWeights, Progress, UnitWeights, check_state
-from mpiconv.runtime.wire import WIRES
-from mpiconv.runtime.world import default_timeout_s, watch_over
 from mpiconv.words import counted
 
 Free = Callable[[], object]

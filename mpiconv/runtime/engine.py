@@ -15,21 +15,21 @@ import torch
 from mpi4py import MPI
 
 from mpiconv.errors import MpiconvError, UsageError, reason
-from mpiconv.nets.outputs import with_tensors
+from mpiconv.graph.outputs import with_tensors
+from mpiconv.job.control import allgather_json, bcast_json
+from mpiconv.job.progress import Progress
+from mpiconv.job.waiting import Awaited, Waiting, meet
+from mpiconv.job.watch import START, Place, Watch
 from mpiconv.partition import Plan
 from mpiconv.partition.plan import ROOT
-from mpiconv.runtime.compute import Paced
-from mpiconv.runtime.exchange import Exchanger
+from mpiconv.runtime.compute.local import Paced
+from mpiconv.runtime.exchange.messages import Exchanger
 from mpiconv.runtime.feed import Feed
 from mpiconv.runtime.frames import Compute, Slot
 from mpiconv.runtime.guard import Guard
 from mpiconv.runtime.inputs import why_unfit
-from mpiconv.runtime.messages import allgather_json, bcast_json
-from mpiconv.runtime.progress import Progress
 from mpiconv.runtime.recording import Recorder
 from mpiconv.runtime.settings import Settings
-from mpiconv.runtime.waiting import Awaited, Waiting, meet
-from mpiconv.runtime.watch import START, Place, Watch
 
 if TYPE_CHECKING:
     from mpiconv.measure import Record

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from mpi4py import MPI
 
-from mpiconv.nets.graph import PICTURE, Unit
+from mpiconv.graph.form import PICTURE, Unit
+from mpiconv.job.waiting import Awaited, Flags, Gate
+from mpiconv.job.watch import Place as Where
 from mpiconv.partition import Box, Exchange, Plan
 from mpiconv.partition.pieces import Pieces
 from mpiconv.partition.receptive import unit_needs
-from mpiconv.runtime.exchange import Exchanger, Groups
-from mpiconv.runtime.parts import Around, Frame, Memory
-from mpiconv.runtime.shared import Host, SharedExchanger, SharedMaps
-from mpiconv.runtime.waiting import Awaited, Flags, Gate
-from mpiconv.runtime.watch import Place as Where
-from mpiconv.runtime.windows import margin
-from mpiconv.runtime.wire import Wire
+from mpiconv.runtime.compute.windows import margin
+from mpiconv.runtime.exchange.messages import Exchanger, Groups
+from mpiconv.runtime.exchange.parts import Around, Frame, Memory
+from mpiconv.runtime.exchange.shared import Host, SharedExchanger, SharedMaps
+from mpiconv.runtime.exchange.wire import Wire
 
 Place = tuple[slice, ...] | None
 """Where an input lies in a map that the rank holds: None for all of it, an empty tuple for nothing."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mpiconv.nets.outputs import tensors_in
+from mpiconv.graph.outputs import tensors_in
 from mpiconv.partition import Plan
 from mpiconv.runtime.frames import Compute
 

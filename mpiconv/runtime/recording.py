@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from mpiconv.job.clocks import on_root_clock, read_clocks
+from mpiconv.job.control import allgather_json
+from mpiconv.job.waiting import wait
+from mpiconv.job.watch import Place
 from mpiconv.measure.power import find_meter
 from mpiconv.measure.record import KINDS, PER_RANK, TEXTS, Record, merge, peak_rss_bytes, undilated
 from mpiconv.partition.plan import ROOT, Plan
-from mpiconv.runtime.clocks import on_root_clock, read_clocks
-from mpiconv.runtime.messages import allgather_json
 from mpiconv.runtime.stamps import Stamps
-from mpiconv.runtime.waiting import wait
-from mpiconv.runtime.watch import Place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mpi4py import MPI
 
-    from mpiconv.runtime.compute import Paced
-    from mpiconv.runtime.parts import Counter
+    from mpiconv.runtime.compute.local import Paced
+    from mpiconv.runtime.exchange.parts import Counter
 
 Counters = list[list[tuple[str, "Counter"]]]
 """For every unit the exchanges before it: their pattern and what they counted, over all frames."""

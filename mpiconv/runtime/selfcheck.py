@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from mpiconv.errors import ModelError, PlanError
-from mpiconv.nets.graph import PICTURE, Graph, Unit
-from mpiconv.nets.outputs import Difference, tensors_in
-from mpiconv.nets.slices import rows_of
-from mpiconv.nets.trace import Traced, trace
+from mpiconv.graph.form import PICTURE, Graph, Unit
+from mpiconv.graph.outputs import Difference, tensors_in
+from mpiconv.graph.trace import Traced, trace
+from mpiconv.models.slices import rows_of
 from mpiconv.partition import SCHEMES, Box, Plan, make_plan
 from mpiconv.partition.differences import other_network
 from mpiconv.partition.receptive import unit_needs
-from mpiconv.runtime.compute import LocalUnit
-from mpiconv.runtime.operations import WholeUnit
+from mpiconv.runtime.compute.local import LocalUnit
+from mpiconv.runtime.compute.operations import WholeUnit
 
 TOLERANCE = 1e-4
 """Of the largest output: far more than rounding makes, far less than what was lost."""

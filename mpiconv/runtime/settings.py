@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mpiconv.errors import UsageError
-from mpiconv.runtime.waiting import WAITS
-from mpiconv.runtime.wire import WIRES
+from mpiconv.job.waiting import WAITS
+from mpiconv.runtime.exchange.wire import WIRES
 
 COMPUTES = ("auto", "eager")
 GUARDS = ("auto", "on", "off")

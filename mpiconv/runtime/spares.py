@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from mpiconv.nets.graph import Unit
+from mpiconv.graph.form import Unit
 from mpiconv.partition import Box
-from mpiconv.runtime.compute import LocalUnit
-from mpiconv.runtime.fuser import MOST_BYTES
-from mpiconv.runtime.operations import Weights
+from mpiconv.runtime.compute.fuser import MOST_BYTES
+from mpiconv.runtime.compute.local import LocalUnit
+from mpiconv.runtime.compute.operations import Weights
 
 MOST_SPARES = 256
 

@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING
 import torch
 
 from mpiconv.errors import ModelError
-from mpiconv.nets.slices import WeightsFile, fingerprint, rows_of
+from mpiconv.job.control import allgather_json, bcast_json, on_root
+from mpiconv.job.watch import Place
+from mpiconv.models.slices import WeightsFile, fingerprint, rows_of
 from mpiconv.partition import Box, Span
 from mpiconv.partition.exchange import Exchange, exchange
 from mpiconv.partition.plan import FLOAT_BYTES, ROOT, Plan
 from mpiconv.partition.receptive import layer_boxes
-from mpiconv.runtime.exchange import Exchanger, Groups
-from mpiconv.runtime.messages import allgather_json, bcast_json, on_root
-from mpiconv.runtime.parts import Frame
-from mpiconv.runtime.watch import Place
+from mpiconv.runtime.exchange.messages import Exchanger, Groups
+from mpiconv.runtime.exchange.parts import Frame
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
     from mpi4py import MPI
 
-    from mpiconv.nets.graph import Graph, Param
+    from mpiconv.graph.form import Graph, Param
 
 LayerWeights = list[dict[str, torch.Tensor]]
 Progress = Callable[[int, int], object]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mpiconv.nets.graph import Graph
+from mpiconv.graph.form import Graph
 from mpiconv.study.claims import Case, Claim, numbers
 from mpiconv.study.combined import Point
 from mpiconv.study.equations import Row, memory_kpm, mpi_rows, rows

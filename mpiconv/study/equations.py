@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mpiconv.nets.graph import Graph, Layer
+from mpiconv.graph.form import Graph, Layer
 from mpiconv.partition import make_plan
 
 Array = Any

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mpiconv.errors import need
-from mpiconv.nets.graph import Graph
+from mpiconv.graph.form import Graph
 from mpiconv.partition import Plan
 from mpiconv.study.equations import MpiRow, Row, mpi_rows, rows
 from mpiconv.study.style import colour, pyplot, save

@@ -13,7 +13,8 @@ import torch
 
 from mpiconv.errors import need
 from mpiconv.files import write_text
-from mpiconv.nets import load_model, trace
+from mpiconv.graph.trace import trace
+from mpiconv.models import load_model
 from mpiconv.study import claims_calculated as calculated
 from mpiconv.study import claims_measured as runs_say
 from mpiconv.study.claims import Claim

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mpiconv.nets.datasets import LabelledPictures
+from mpiconv.data.datasets import LabelledPictures
 from mpiconv.partition import Box, make_plan
 
 

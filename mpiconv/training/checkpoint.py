@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 from mpiconv.errors import MpiconvError
 from mpiconv.files import replaced
-from mpiconv.nets.weights import load_saved
+from mpiconv.models.weights import load_saved
 from mpiconv.training.settings import Epoch, Settings, difference
 
 VERSION = 1

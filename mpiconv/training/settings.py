@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mpiconv.nets.datasets import HELD_OUT
+from mpiconv.data.datasets import HELD_OUT
 
 
 @dataclass(frozen=True)

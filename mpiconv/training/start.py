@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from mpiconv.data.datasets import Dataset, Some, open_data
 from mpiconv.errors import ModelError, UsageError
-from mpiconv.nets import Info, info_of, load_model
-from mpiconv.nets.datasets import Dataset, Some, open_data
-from mpiconv.nets.registry import REGISTRY
+from mpiconv.models import Info, info_of, load_model
+from mpiconv.models.registry import REGISTRY
 from mpiconv.training.settings import Settings
 
 

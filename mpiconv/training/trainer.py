@@ -16,13 +16,13 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 from torch.nn.parallel import DistributedDataParallel
 
+from mpiconv.data.datasets import Dataset, prepare
 from mpiconv.errors import MpiconvError, UsageError
-from mpiconv.nets.datasets import Dataset, prepare
-from mpiconv.nets.metadata import to_metadata
-from mpiconv.runtime.group import process_group
-from mpiconv.runtime.messages import allgather_json, bcast_json, on_root
+from mpiconv.job.control import allgather_json, bcast_json, on_root
+from mpiconv.models.metadata import to_metadata
 from mpiconv.training.batches import change, draw_changes, epoch_batches, share
 from mpiconv.training.checkpoint import Checkpoint, read_checkpoint, write_weights
+from mpiconv.training.group import process_group
 from mpiconv.training.settings import Epoch, Settings, difference
 from mpiconv.training.start import Task, begin
 

@@ -1,0 +1,1 @@
+"""What is looked at: pictures, folders of them, and data sets."""

@@ -1,0 +1,73 @@
+"""Ending a series of frames early and in step: a signal to any rank reaches the root, which starts no more of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from mpi4py import MPI
+
+from mpiconv.job.control import bcast_json
+from mpiconv.job.waiting import duplicate, wait
+from mpiconv.job.watch import Place, Watch
+from mpiconv.partition.plan import ROOT
+from mpiconv.signals import signal_name
+
+if TYPE_CHECKING:
+    from mpiconv.signals import Caught
+
+TAG = 11
+SETTLING = "the end of the series"
+
+
+class Stopping:
+    """What the ranks know of signals to any of them. Made, and settled at the end, by all of them.
+
+    A rank sends the root exactly one byte in its life: the number of the signal it got, as soon as it looks, or 0 at
+    the end. So the root never waits for one, and no message is left over.
+
+    Parameters
+    ----------
+    comm
+        The communicator of the run; a duplicate of it is used.
+    caught
+        What this rank's process was signalled.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, caught: Caught) -> None:
+        self._comm = duplicate(comm)
+        Watch.of(comm).attach(self._comm)
+        self._caught = caught
+        self._silent = comm.rank != ROOT
+        self._heard = 0
+        self._number = 0
+
+    def look(self) -> bool:
+        """Whether this rank knows of a signal: to itself, or on the root to any rank that has looked since."""
+        if not self._silent and self._comm.rank == ROOT and self._comm.Iprobe(MPI.ANY_SOURCE, TAG):
+            self._hear()
+        self._number = self._number or self._caught.number
+        if self._silent and self._number:
+            self._say(self._number)
+        return self._number > 0
+
+    def settle(self) -> str:
+        """The name of the signal that ended the series, on all ranks the same, empty if it was none. Collective."""
+        if self._silent:
+            self._say(0)
+        if self._comm.rank == ROOT:
+            while self._heard < self._comm.size - 1:
+                self._hear()
+        ended: int = bcast_json(self._comm, self._number, what=SETTLING)
+        self._comm.Free()
+        return signal_name(ended)
+
+    def _say(self, number: int) -> None:
+        self._silent = False
+        wait(self._comm, [self._comm.Isend(np.array([number], np.uint8), ROOT, TAG)], Place(SETTLING))
+
+    def _hear(self) -> None:
+        said = np.zeros(1, np.uint8)
+        wait(self._comm, [self._comm.Irecv(said, MPI.ANY_SOURCE, TAG)], Place(SETTLING))
+        self._heard += 1
+        self._number = self._number or int(said[0])

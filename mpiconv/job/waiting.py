@@ -1,0 +1,125 @@
+"""How a rank waits for others: spinning, or asleep where ranks share cores; a long wait is the watch's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from time import sleep
+
+from mpi4py import MPI
+
+from mpiconv.job.watch import Place, Watch
+
+WAITS = ("auto", "spin", "sleep")
+NAP_S = 50e-6
+LOOKS = 256
+
+ANYWHERE = Place("an exchange")
+_give_way = getattr(os, "sched_yield", lambda: sleep(0))  # sleep(0) takes 80 us where Linux's timers have slack
+
+
+class Flags:
+    """Numbers in shared memory, each written by another rank, that have to reach ``wanted``."""
+
+    def __init__(self, cells: memoryview, places: tuple[int, ...]) -> None:
+        self.cells, self.places, self.wanted = cells, places, 0
+
+    def reached(self) -> bool:
+        """Whether all of them have."""
+        for place in self.places:  # noqa: SIM110 - half the time of all(), and this is what a rank spins on
+            if self.cells[place] < self.wanted:
+                return False
+        return True
+
+
+class Gate:
+    """Shut while a frame's last unit has yet to read what the next frame in its buffers would write over."""
+
+    def __init__(self) -> None:
+        self.open = True
+
+    def reached(self) -> bool:
+        """Whether it is open, asked as ``Flags`` are."""
+        return self.open
+
+
+@dataclass
+class Awaited:
+    """What a frame has to wait for before it can go on: messages, and flags in shared memory or of its slot.
+
+    ``last`` says that this is nothing, and that nothing follows: what is left of the frame is its last unit. ``place``
+    is where in the network that is.
+    """
+
+    requests: list[MPI.Request] = field(default_factory=list)
+    flags: list[Flags | Gate] = field(default_factory=list)
+    last: bool = False
+    place: Place = ANYWHERE
+
+    def __bool__(self) -> bool:
+        return bool(self.requests or self.flags)
+
+    def __iadd__(self, other: Awaited) -> Awaited:
+        self.requests += other.requests
+        self.flags += other.flags
+        return self
+
+    def done(self) -> bool:
+        """Look whether all of it is there."""
+        while self.flags and self.flags[-1].reached():
+            self.flags.pop()
+        return not self.flags and (not self.requests or MPI.Request.Testall(self.requests))
+
+
+class Waiting:
+    """Waits for what a frame has to wait for, and shows the watch every wait that is not short.
+
+    Spinning answers soonest and keeps a core busy; asleep, a rank looks every ``NAP_S`` and leaves its core to others
+    and to the battery. ``patient`` spins for a moment, then sleeps: for what happens once.
+    """
+
+    def __init__(self, mode: str, watch: Watch | None = None) -> None:
+        self._mode, self._watch = mode, watch or Watch()
+        self._looks = 0
+
+    def all(self, awaited: Awaited) -> None:
+        """Return once all of it is there."""
+        while not awaited.done():
+            self.rest(awaited.place)
+        self.over()
+
+    def rest(self, place: Place = ANYWHERE) -> None:
+        """What to do between two looks: let other threads of this process run, and MPI move other messages."""
+        self._looks += 1
+        if self._looks % LOOKS == 0:
+            self._watch.late(place)
+        MPI.COMM_SELF.Iprobe()
+        if self._mode == "sleep" or (self._mode == "patient" and self._looks > LOOKS):
+            sleep(NAP_S)
+        else:
+            _give_way()
+
+    def over(self) -> None:
+        """Something was there."""
+        if self._looks >= LOOKS:
+            self._watch.over()
+        self._looks = 0
+
+
+def wait(comm: MPI.Intracomm, requests: Sequence[MPI.Request], place: Place) -> None:
+    """Wait for messages that are sent once, in a communicator that a watch looks after."""
+    watch = Watch.of(comm)
+    Waiting("patient", watch).all(Awaited(list(requests), place=watch.place(comm, place)))
+
+
+def meet(comm: MPI.Intracomm, what: str) -> None:
+    """Return once all ranks are there, so that a call that blocks in MPI has nobody to wait for. Collective."""
+    wait(comm, [comm.Ibarrier()], Place(what))
+
+
+def duplicate(comm: MPI.Intracomm) -> MPI.Intracomm:
+    """A communicator of the same ranks. Collective."""
+    made, request = comm.Idup()
+    wait(comm, [request], Place("the duplication of a communicator"))
+    return MPI.Intracomm(made)

@@ -1,0 +1,175 @@
+"""The job around a command: is it the one that was meant, do the ranks agree, and how it ends when a rank fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, NoReturn
+
+import mpiconv
+from mpiconv.errors import MpiconvError, UsageError
+from mpiconv.job.control import allgather_json, bcast_json
+from mpiconv.text import safe_text
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from mpiconv.job.watch import Watch
+
+JOIN_S = 25.0
+JOIN_VARIABLE = "MPICONV_JOIN_S"
+POLL_S = 0.001
+LEAVE_S = 3.0
+BATCH_TIMEOUT_S = 300.0
+TAG = 6
+
+LAUNCHER_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
+LAUNCHER_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
+
+
+def join_world(*, same_version: bool = True, rank_timeout_s: float = 0.0) -> MPI.Intracomm:
+    """The communicator of all ranks, once it is sure that they belong together. Collective.
+
+    A rank that waits for another longer than rank 0's ``rank_timeout_s`` from now on gives up, unless that is 0.
+
+    Raises
+    ------
+    MpiconvError
+        The launcher started several processes that do not see each other, a rank does not answer within half a
+        minute, or the ranks run different versions.
+    """
+    from mpi4py import MPI
+
+    comm: MPI.Intracomm = MPI.COMM_WORLD
+    # The first that is there is the innermost launcher's: mpirun -n 1 inside a SLURM job of 4 tasks is one rank.
+    for variable in [name for name in LAUNCHER_SIZES if name in os.environ][:1]:
+        wanted = os.environ[variable]
+        if comm.size == 1 and wanted.isdigit() and int(wanted) > 1:
+            raise MpiconvError(
+                f"{variable} is {wanted}, but MPI sees one rank: start with the mpirun of this Python's MPI "
+                f"({MPI.Get_library_version().split(',')[0].strip()}), also inside sbatch, or srun --mpi=pmix"
+            )
+    await_all(comm, _join_seconds())
+    watch = watch_over(comm)
+    watch.limit_s = watch.idle_limit_s = bcast_json(comm, rank_timeout_s)
+    versions = allgather_json(comm, mpiconv.__version__)
+    if same_version and len(set(versions)) > 1:
+        found = ", ".join(f"rank {rank} has {version}" for rank, version in enumerate(versions))
+        raise MpiconvError(f"the ranks run different versions of mpiconv: {found}; install one version on all hosts")
+    return comm
+
+
+def watch_over(comm: MPI.Intracomm) -> Watch:
+    """The communicator's watch, which is made if there is none. Collective."""
+    from mpiconv.job.waiting import duplicate
+    from mpiconv.job.watch import Watch
+
+    watch = Watch.of(comm)
+    if watch.comm is None:
+        own = duplicate(comm)
+        watch = Watch(own, allgather_json(comm, socket.gethostname()))
+        watch.attach(comm, home=True)
+    return watch
+
+
+def default_timeout_s() -> float:
+    """How long a rank waits for another unless told: for ever where a person looks on, else some minutes."""
+    return 0.0 if on_terminal() and "SLURM_JOB_ID" not in os.environ else BATCH_TIMEOUT_S
+
+
+def leave(comm: MPI.Intracomm) -> None:
+    """Wait until all ranks are through, in silence: rank 0 may have much to write. Collective.
+
+    MPI would wait for that, too, but not be ended by a signal while it does.
+    """
+    from mpiconv.signals import caught
+
+    request = comm.Ibarrier()
+    while not request.Test():
+        if caught.ending and time.monotonic() - caught.when_s > LEAVE_S:
+            raise MpiconvError("ended by SIGTERM while another rank was at work")
+        time.sleep(POLL_S)
+
+
+def _join_seconds() -> float:
+    text = os.environ.get(JOIN_VARIABLE, "")
+    try:
+        return float(text) if text else JOIN_S
+    except ValueError:
+        raise UsageError(f"{JOIN_VARIABLE} is {text!r}: a number of seconds is wanted") from None
+
+
+def await_all(comm: MPI.Intracomm, within_s: float) -> None:
+    """Exchange a byte between rank 0 and every other, in time. Collective.
+
+    A device that went silent after the start would else keep all others waiting in the first collective for as long as
+    their TCP tries again: a quarter of an hour.
+
+    Raises
+    ------
+    MpiconvError
+        On rank 0 if a rank does not answer, named; on the others, some seconds later, if rank 0 does not.
+    """
+    others = range(1, comm.size) if comm.rank == 0 else [0]
+    buffers = {rank: bytearray(1) for rank in others}
+    waiting = {rank: comm.Irecv(buffers[rank], rank, TAG) for rank in others}
+    sent = [] if comm.rank == 0 else [comm.Isend(bytearray(1), 0, TAG)]
+    later_s = 0 if comm.rank == 0 else 3 + (comm.rank - 1) / 2  # so that one alone says it and ends the job
+    deadline = time.monotonic() + within_s + later_s
+    while waiting:
+        waiting = {rank: request for rank, request in waiting.items() if not request.Test()}
+        if waiting and time.monotonic() > deadline:
+            silent = ", ".join(f"rank {rank}" for rank in waiting)
+            raise MpiconvError(
+                f"{silent} did not answer rank {comm.rank} within {within_s:g} s: see that the host is up and lets "
+                f"TCP through, by mpiconv doctor --hostfile FILE ({JOIN_VARIABLE}=SECONDS waits longer for a slow one)"
+            )
+        time.sleep(POLL_S)
+    if comm.rank == 0:
+        sent = [comm.Isend(bytearray(1), rank, TAG) for rank in others]
+    for request in sent:
+        request.Wait()
+
+
+def launcher_rank() -> int:
+    """The rank of this process as its launcher's environment tells, 0 where it says nothing. Needs no MPI."""
+    return next((int(os.environ[name]) for name in LAUNCHER_RANKS if os.environ.get(name, "").isdigit()), 0)
+
+
+def on_terminal() -> bool:
+    """Whether a person sees this process's stderr: directly, or through an mpirun on this Linux machine."""
+    if sys.stderr.isatty():
+        return True
+    try:
+        return launcher_rank() == 0 and os.readlink(f"/proc/{os.getppid()}/fd/2").startswith("/dev/pts/")
+    except OSError:
+        return False
+
+
+def fail(message: str, status: int, after_s: float = 0.0) -> NoReturn:
+    """Say on stderr, once for all ranks and ``after_s``, why the job ends; end it with this exit status on every rank.
+
+    An empty message is for a job whose output nobody reads any more: it ends without a word.
+    Several ranks often fail for one reason; the later a rank's turn, the longer it waits for another to have ended it.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):  # the launcher ends the ranks whose turn has not come
+        signal.signal(number, signal.SIG_DFL)
+    time.sleep(after_s)
+    rank = launcher_rank()
+    if rank:
+        time.sleep(min(0.9 + 0.6 * rank, 3.5))
+    with suppress(OSError):  # nobody listens any more
+        if message:
+            print(f"mpiconv: error: {safe_text(message)}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    if "mpi4py.MPI" in sys.modules:
+        from mpi4py import MPI
+
+        time.sleep(0.2)  # mpirun forwards the line above before it prints its own about the abort
+        if MPI.Is_initialized() and not MPI.Is_finalized() and MPI.COMM_WORLD.size > 1:
+            MPI.COMM_WORLD.Abort(status)
+    os._exit(status)

@@ -1,0 +1,1 @@
+"""Which plan is best: the devices and links that it is for. Pure: no MPI, no torch."""

@@ -1,0 +1,203 @@
+"""Convolutions and poolings on boxes: padding only at the map's true edges, by whatever costs least there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F  # noqa: N812 - its usual name
+
+from mpiconv.graph.form import Layer, Pair, Unit
+from mpiconv.partition import Box, Span
+from mpiconv.partition.receptive import layer_boxes, needed, reach
+from mpiconv.runtime.compute import onednn
+from mpiconv.runtime.compute.operations import Operation
+
+WORTH_COMPUTING = 4
+"""Of so many rows of a band one more may be computed and dropped."""
+
+
+def margin(unit: Unit, box: Box) -> tuple[tuple[int, int], tuple[int, int], float]:
+    """Rows and columns (before, after) that the first layer pads what it needs with, and the value.
+
+    All 0 where the operation pads by itself, reads less than it is given, or does not pad.
+    """
+    layer, out = unit.layers[0], layer_boxes(unit, box)[0]
+    nothing = (0, 0), (0, 0), 0.0
+    if layer.kind == "conv":
+        value, (rows, columns) = 0.0, _conv_padding(layer, out, needed(layer, out)[0])[1]
+    elif layer.kind == "maxpool" and out.shape[1:] != layer.out_shape[1:]:
+        value, (rows, columns) = -math.inf, _edges(layer, out, needed(layer, out)[0])
+    else:
+        return nothing
+    return (rows, columns, value) if min(*rows, *columns) >= 0 else nothing
+
+
+def _edges(layer: Layer, box: Box, held: Box) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows and columns of padding (before, after) around what is held; negative where less than that is read.
+
+    What is left over behind the last step of the window, less than a stride, need not be taken away.
+    """
+    rows, columns = (
+        (have.lo - read.lo, after if (after := read.hi - have.hi) <= -stride else max(after, 0))
+        for read, have, stride in zip(reach(layer, box), (held.rows, held.columns), layer.stride, strict=True)
+    )
+    return rows, columns
+
+
+def _conv_padding(layer: Layer, box: Box, held: Box) -> tuple[tuple[int, int], tuple[Pair, Pair]]:
+    """What the convolution pads by itself - an axis that is whole and evenly padded - and what is padded before it."""
+    inside, around = [0, 0], [(0, 0), (0, 0)]
+    for axis, edges in enumerate(_edges(layer, box, held)):
+        before, after = layer.padding[axis]
+        whole = box.shape[1 + axis] == layer.out_shape[1 + axis]
+        slow = layer.kernel[axis] >= onednn.LARGE_KERNEL and onednn.slow_at_edges()
+        if whole and before == after and not slow:
+            inside[axis] = before
+        else:
+            around[axis] = edges
+    return (inside[0], inside[1]), (around[0], around[1])
+
+
+def _own_padding(layer: Layer, box: Box, held: Box) -> tuple[tuple[int, int], tuple[Pair, Pair], Operation]:
+    """As ``_conv_padding``, but the operation pads wherever it can, both edges alike, and some of its rows are dropped.
+
+    A row too many is sooner computed than a map is copied with padding at one edge. The third is what drops them.
+    """
+    inside, around, kept = [0, 0], [(0, 0), (0, 0)], [slice(None), slice(None)]
+    for axis, (before, after) in enumerate(_edges(layer, box, held)):
+        kernel, stride, count = layer.kernel[axis], layer.stride[axis], box.shape[1 + axis]
+        own = max(before, after, 0)
+        own += (before - own) % stride
+        more = (held.shape[1 + axis] + 2 * own - layer.dilation[axis] * (kernel - 1) - 1) // stride + 1 - count
+        fits = (layer.kind == "conv" or own <= kernel // 2) and WORTH_COMPUTING * more <= count
+        if fits and not (kernel >= onednn.LARGE_KERNEL and onednn.slow_at_edges()):
+            first = (own - before) // stride
+            inside[axis], kept[axis] = own, slice(first, first + count) if more else slice(None)
+        else:
+            around[axis] = before, after
+    where = (slice(None), slice(None), *kept)
+    drop = _unchanged if kept == [slice(None)] * 2 else lambda x: _whole(x[where])
+    return (inside[0], inside[1]), (around[0], around[1]), drop
+
+
+def _whole(x: torch.Tensor) -> torch.Tensor:
+    """The map in one piece where its channels are last, as oneDNN wants it; torch does not mind."""
+    return x.contiguous(memory_format=torch.channels_last) if x.stride(1) == 1 else x
+
+
+def eager_conv(
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    _shape: tuple[int, int, int],
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    key: tuple[object, ...],  # noqa: ARG001 - as what makes the other kind
+) -> Operation:
+    """Torch's own."""
+    return lambda x: F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def convolution(
+    layer: Layer,
+    box: Box,
+    held: Box,
+    kernels: torch.Tensor,
+    bias: torch.Tensor | None,
+    make: Callable[..., Operation],
+    *,
+    bare: bool,
+) -> Operation:
+    """The convolution that makes a box of what is held, one call of what ``make`` makes per run of groups.
+
+    ``bare`` says that the ``margin`` is around what is held.
+    """
+    inside, around, drop = (*_conv_padding(layer, box, held), _unchanged) if bare else _own_padding(layer, box, held)
+    rows, columns = around
+    size = len(held.rows) + sum(rows), len(held.columns) + sum(columns)
+    pad = _padding(*around) if not bare or min(*rows, *columns) < 0 else _unchanged
+    start, first = box.channels.lo, held.channels.lo
+    calls = []
+    for outs, ins, groups in _group_pieces(layer, box.channels):
+        mine, shape = slice(outs.lo - start, outs.hi - start), (len(ins), *size)
+        shift = None if bias is None else bias[mine]
+        key = (layer.name, outs.lo, outs.hi)
+        call = make(kernels[mine], shift, shape, layer.stride, inside, layer.dilation, groups, key=key)
+        calls.append((slice(ins.lo - first, ins.hi - first), call))
+    if len(calls) == 1:
+        only = calls[0][1]
+        return only if pad is drop is _unchanged else lambda x: drop(only(pad(x)))
+
+    def conv(x: torch.Tensor) -> torch.Tensor:
+        x = pad(x)
+        return drop(torch.cat([call(x[:, ins]) for ins, call in calls], 1))
+
+    return conv
+
+
+def _group_pieces(layer: Layer, channels: Span) -> list[tuple[Span, Span, int]]:
+    """Cut output channels into runs that one grouped convolution computes: (output channels, input channels, groups).
+
+    A slice that starts or ends inside a group takes that group alone; the whole groups between go together.
+    """
+    outs, ins = layer.out_shape[0] // layer.groups, layer.in_shapes[0][0] // layer.groups
+    pieces, lo = [], channels.lo
+    while lo < channels.hi:
+        group = lo // outs
+        whole = (channels.hi - lo) // outs if lo % outs == 0 else 0
+        hi = lo + whole * outs if whole else min(channels.hi, (group + 1) * outs)
+        groups = max(whole, 1)
+        pieces.append((Span(lo, hi), Span(group * ins, (group + groups) * ins), groups))
+        lo = hi
+    return pieces
+
+
+def pooling(layer: Layer, box: Box, held: Box, *, bare: bool = False) -> Operation:
+    """The pooling that makes a box of what is held; ``bare``: with the ``margin`` around it."""
+    options, kernel, stride = layer.options, layer.kernel, layer.stride
+    if box.shape[1:] == layer.out_shape[1:]:
+        padding = (layer.padding[0][0], layer.padding[1][0])
+        if layer.kind == "maxpool":
+            return lambda x: F.max_pool2d(x, kernel, stride, padding, layer.dilation, options["ceil_mode"])
+        include, override = options["count_include_pad"], options["divisor_override"]
+        return lambda x: F.avg_pool2d(x, kernel, stride, padding, options["ceil_mode"], include, override)
+    edges = _edges(layer, box, held)
+    if layer.kind == "maxpool":
+        inside, around, drop = ((0, 0), edges, _unchanged) if bare else _own_padding(layer, box, held)
+        pad = _padding(*around, value=-torch.inf) if not bare or min(*edges[0], *edges[1]) < 0 else _unchanged
+        return lambda x: drop(F.max_pool2d(pad(x), kernel, stride, inside, layer.dilation))
+    pad, divisor = _padding(*edges), _divisor(layer, box)
+    return lambda x: F.avg_pool2d(pad(x), kernel, stride, divisor_override=1) / divisor
+
+
+def _unchanged(x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+def _padding(rows: tuple[int, int], columns: tuple[int, int], value: float = 0) -> Operation:
+    """The function that adds so many rows and columns around a map, and takes away where the number is negative."""
+    around = [*columns, *rows]
+    more, less = [max(n, 0) for n in around], [min(n, 0) for n in around]
+    if not any(around):
+        return _unchanged
+    if not any(less):
+        return lambda x: F.pad(x, more, value=value)
+    return lambda x: F.pad(F.pad(x, more, value=value), less)
+
+
+def _divisor(layer: Layer, box: Box) -> torch.Tensor:
+    """What each sum of an average pooling is divided by, as torch counts it: (h, w) of the box."""
+    if layer.options["divisor_override"]:
+        return torch.tensor(float(layer.options["divisor_override"]))
+    counts = []
+    for axis, span in enumerate((box.rows, box.columns)):
+        length, (before, after) = layer.in_shapes[0][1 + axis], layer.padding[axis]
+        low = torch.arange(span.lo, span.hi) * layer.stride[axis] - before
+        high = (low + layer.kernel[axis]).clamp(max=length + after)
+        if not layer.options["count_include_pad"]:
+            low, high = low.clamp(min=0), high.clamp(max=length)
+        counts.append((high - low).float())
+    return counts[0][:, None] * counts[1][None, :]

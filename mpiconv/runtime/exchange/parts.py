@@ -1,0 +1,195 @@
+"""What of a map a message carries: how maps lie in memory, what a rank has of one, and the memory of messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from mpi4py import MPI
+
+from mpiconv.partition import Box, Span
+from mpiconv.partition.box import union_size
+from mpiconv.runtime.exchange.wire import FLOAT32, Parcel, Wire
+
+if TYPE_CHECKING:
+    from mpiconv.partition import Exchange
+
+Message = list[Any]
+"""What mpi4py takes as a buffer: memory, counts and offsets where there are several, type."""
+
+ITEM_BYTES = 4
+LARGEST_ITEMS = 2**31 - 1
+"""MPI counts the items of a message in an int. All formats take a multiple of ``ITEM_BYTES``."""
+
+Around = tuple[tuple[int, int], tuple[int, int], float]
+"""Rows and columns (before, after) that are kept around what a rank needs, and their value."""
+
+T = TypeVar("T")
+
+
+def given(value: T | None) -> T:
+    """The value, which the plan says that this rank has."""
+    assert value is not None  # noqa: S101
+    return value
+
+
+class Counter:
+    """Payload that one rank really moved, counted from the buffers handed to MPI."""
+
+    def __init__(self) -> None:
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.multicast_bytes = 0
+        self.messages_sent = 0
+
+    def sent(self, size: int, receivers: int = 1, distinct: int | None = None) -> None:
+        """Note ``size`` B sent to each of ``receivers``, ``distinct`` of them not counted before."""
+        if size and receivers:
+            self.bytes_sent += size * receivers
+            self.multicast_bytes += size if distinct is None else distinct
+            self.messages_sent += receivers
+
+    def received(self, size: int) -> None:
+        """Note ``size`` B received."""
+        self.bytes_received += size
+
+
+class Memory:
+    """How maps lie in memory: by channels (N, C, H, W), or channels last (N, H, W, C), which oneDNN works on."""
+
+    def __init__(self, *, channels_last: bool) -> None:
+        self.axes = (1, 2, 0) if channels_last else (0, 1, 2)
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def empty(self, batch: int, box: Box) -> torch.Tensor:
+        """A tensor (N, *box) without values."""
+        return torch.empty(batch, *box.shape, memory_format=self.format)
+
+    def view(self, flat: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        """A flat tensor, its elements in the order of memory, as (N, C, H, W)."""
+        stored = flat.view(shape[0], *(shape[1 + axis] for axis in self.axes))
+        return stored.permute(0, *(1 + self.axes.index(axis) for axis in range(3)))
+
+    def spans(self, box: Box) -> tuple[Span, ...]:
+        """The box's spans in the order of memory."""
+        return tuple(box.spans[axis] for axis in self.axes)
+
+    def contiguous(self, box: Box, frame: Box, batch: int) -> bool:
+        """Whether the box is one piece of memory in a tensor of the frame."""
+        lengths = (batch, *(len(span) for span in self.spans(box)))
+        wholes = [True, *(len(b) == len(f) for b, f in zip(self.spans(box), self.spans(frame), strict=True))]
+        cut = max((axis for axis, whole in enumerate(wholes) if not whole), default=0)
+        return all(length == 1 for length in lengths[:cut])
+
+    def offset(self, box: Box, frame: Box) -> int:
+        """The number of the box's first element in a tensor of the frame, for one picture."""
+        number = 0
+        for mine, whole in zip(self.spans(box), self.spans(frame), strict=True):
+            number = number * len(whole) + mine.lo - whole.lo
+        return number
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What of a map a rank has once it was exchanged: ``box``, with the padding around it where it is ``padded``.
+
+    ``holds``: it is what the rank computed, in no buffer of its own.
+    """
+
+    box: Box
+    holds: bool
+    padded: bool = False
+    padding: float = 0.0
+
+    @classmethod
+    def of(cls, exchange: Exchange, rank: int, around: Around | None = None, *, partial: bool = False) -> Frame:
+        """A rank's; ``partial`` if the map is made and exchanged in parts, which come together in a buffer."""
+        own, need = exchange.owned[rank], exchange.needed[rank]
+        if not need if partial else need in own:
+            return cls(own, holds=True)
+        if around is None:
+            return cls(need, holds=False)
+        rows, columns, value = around
+        return cls(Box(need.channels, need.rows.wider(rows), need.columns.wider(columns)), False, True, value)
+
+
+class Parts:
+    """Boxes of one tensor as the memory of messages, one part per peer.
+
+    The memory is the tensor's own where every part is one contiguous piece of it and travels as it is, else a staging
+    copy. Whatever can be made ready is made once: between two computations the caches are cold, and each call of torch
+    or numpy then takes tens of us.
+
+    Parameters
+    ----------
+    frame
+        What the tensor holds.
+    tensor
+        The tensor (N, *frame) if it is always the same one; else it is given with every call.
+    """
+
+    def __init__(
+        self,
+        frame: Box,
+        boxes: Sequence[Sequence[Box]],
+        batch: int,
+        memory: Memory,
+        wire: Wire = FLOAT32,
+        tensor: torch.Tensor | None = None,
+        *,
+        disjoint: bool = True,
+    ) -> None:
+        flat = [box for peer in boxes for box in peer]
+        elements, distinct = sum(box.size for box in flat), union_size(flat)
+        sizes = [[wire.size((batch, *box.shape)) for box in peer] for peer in boxes]
+        self.counts = [sum(peer) for peer in sizes]
+        self.total = sum(self.counts)
+        self.distinct = self.total * distinct // elements if elements else 0
+        single = all(len(peer) <= 1 for peer in boxes) and all(memory.contiguous(box, frame, batch) for box in flat)
+        self.in_place = wire is FLOAT32 and single and (not disjoint or distinct == elements)
+        self.parcels: list[tuple[int, Parcel, tuple[slice, ...] | None, torch.Tensor | None]] = []
+        if self.in_place:
+            self.offsets = [FLOAT32.item_bytes * memory.offset(peer[0], frame) if peer else 0 for peer in boxes]
+            self.fixed = tensor
+        else:
+            self.offsets = [sum(self.counts[:i]) for i in range(len(self.counts))]
+            self.fixed = torch.empty(self.total, dtype=torch.uint8)
+            for owner, (peer, lengths, start) in enumerate(zip(boxes, sizes, self.offsets, strict=True)):
+                for box, length in zip(peer, lengths, strict=True):
+                    room = self.fixed[start : start + length]
+                    parcel = wire.parcel(room, (batch, *box.shape), memory.view)
+                    where = (slice(None), *box.within(frame))
+                    there = None if tensor is None else tensor[where]
+                    self.parcels.append((owner, parcel, None if box == frame else where, there))
+                    start += length  # noqa: PLW2901
+
+    def pack(self, tensor: torch.Tensor | None = None) -> None:
+        """Copy the parts from the tensor to where messages are sent from."""
+        for _, parcel, where, there in self.parcels:
+            if there is None:
+                there = given(tensor) if where is None else given(tensor)[where]  # noqa: PLW2901
+            parcel.write(there)
+
+    def unpack(self, but: int | None = None) -> None:
+        """Put what was received into the tensor, but not one peer's part."""
+        for owner, parcel, _, there in self.parcels:
+            if owner != but:
+                parcel.read(given(there))
+
+    def part(self, number: int, tensor: torch.Tensor | None = None) -> Message:
+        """The message to or from peer ``number``; ``tensor`` where it is not always the same."""
+        address = self._address(tensor) + self.offsets[number]
+        count = self.counts[number]
+        return [MPI.buffer.fromaddress(address, count), count // ITEM_BYTES, MPI.FLOAT]
+
+    def all(self, tensor: torch.Tensor | None = None) -> Message:
+        """The messages of all peers, as a collective takes them."""
+        reach = max((o + c for o, c in zip(self.offsets, self.counts, strict=True)), default=0)
+        buffer = MPI.buffer.fromaddress(self._address(tensor), reach)
+        items = tuple([size // ITEM_BYTES for size in sizes] for sizes in (self.counts, self.offsets))
+        return [buffer, items, MPI.FLOAT]
+
+    def _address(self, tensor: torch.Tensor | None) -> int:
+        return (given(tensor) if self.fixed is None else self.fixed).data_ptr()
