@@ -19,7 +19,7 @@ import mpiconv
 from mpiconv.data.pictures import RandomPictures, folder_pictures, read_picture, to_tensor
 from mpiconv.errors import ModelError, MpiconvError, UsageError
 from mpiconv.graph.trace import trace
-from mpiconv.models import REGISTRY, Info
+from mpiconv.models import REGISTRY, Info, info_of
 from tests.conftest import PICTURES
 
 # parameters of torchvision's models with 1000 classes
@@ -260,3 +260,16 @@ def test_random_pictures_depend_on_seed_and_index():
     assert torch.equal(a.load(3), b.load(3))
     assert not torch.equal(a.load(3), a.load(4))
     assert not torch.equal(a.load(3), RandomPictures(5, 1, info).load(3))
+
+
+def test_a_timm_model_says_itself_how_it_wants_its_pictures():
+    model = nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(48, 4, 3))
+    assert info_of(model).input_shape == (48, 224, 224)
+    model.default_cfg = {"input_size": (3, 160, 128), "mean": (0.5, 0.4, 0.3), "std": (1, 1, 1)}
+    info = info_of(model)
+    assert info.input_shape == (3, 160, 128)
+    assert info.mean == (0.5, 0.4, 0.3)
+    assert info.std == (1, 1, 1)
+    model.default_cfg = {"input_size": "large", "mean": (0.5,), "std": None}
+    assert info_of(model).input_shape == (48, 224, 224)
+    assert len(info_of(model).mean) == 48

@@ -11,7 +11,8 @@ from mpi4py import MPI
 from torch import nn
 
 import mpiconv
-from mpiconv.errors import ModelError, PlanError
+from mpiconv.cli.checking import TOLERANCE, compared, raise_if_different
+from mpiconv.errors import ModelError, MpiconvError, PlanError
 from mpiconv.graph.outputs import Difference, tensors_in, with_tensors
 from mpiconv.graph.tracers import capture
 from mpiconv.partition import make_plan
@@ -172,3 +173,40 @@ def test_tensors_in_anything():
     assert float(doubled["b"].c) == 2
     assert doubled["a"][0] is doubled["b"].c
     assert with_tensors(odd, lambda t: t) is odd
+
+
+class Cancelling(nn.Module):
+    """In float32 only five digits of its output are right."""
+
+    def forward(self, x):
+        return (x + 3000) - 3000
+
+
+def test_what_float32_itself_rounds_is_no_difference():
+    images = torch.rand(2, 3, 8, 8)
+    job = SimpleNamespace(model=Cancelling(), batch=lambda _: images)
+    job.plan = SimpleNamespace(batch=2)
+    check = compared(job, [images], Settings(compute="eager"))
+    assert check["eager_rel_error"] > TOLERANCE
+    assert check["exact_rel_error"] <= 1e-7
+    assert check["passed"]
+    raise_if_different(check)
+    wrong = compared(job, [images + 3e-3], Settings(compute="eager"))
+    assert wrong["exact_rel_error"] > 1e-3
+    with pytest.raises(MpiconvError, match="differs"):
+        raise_if_different(wrong)
+
+
+class OnlySingle(Cancelling):
+    """Knows no other precision than float32."""
+
+    def double(self):
+        raise RuntimeError("single precision only")
+
+
+def test_where_there_is_no_double_precision_the_difference_counts():
+    images = torch.rand(2, 3, 8, 8)
+    job = SimpleNamespace(model=OnlySingle(), batch=lambda _: images, plan=SimpleNamespace(batch=2))
+    check = compared(job, [images], Settings(compute="eager"))
+    assert not check["passed"]
+    assert "exact_rel_error" not in check

@@ -179,6 +179,12 @@ class DefaultsAndMore(nn.Module):
         return y if mask is None and not more else y * mask
 
 
+def raised(x):
+    x = x.clone()
+    x **= 2
+    return x
+
+
 MODELS = {
     "hook-after": lambda: with_hook(after=lambda _m, _a, out: out * 0.5 + 1),
     "hook-before": lambda: with_hook(before=lambda _m, args: (args[0].relu(),)),
@@ -222,6 +228,7 @@ MODELS = {
     "softmax-in-double": lambda: Between(Apply(lambda x: F.softmax(x, 1, dtype=torch.float64).float())),
     "alpha": lambda: Between(Apply(lambda x: torch.add(x, x.relu(), alpha=2))),
     "turned-around": lambda: Between(Apply(lambda x: 1 - 2 / (2**x + 1.5))),
+    "powers": lambda: Between(Apply(lambda x: raised(x.sort(1).values ** 2) ** 0.5 + x**2)),
     "indices": lambda: Between(Apply(lambda x: F.max_pool2d(x, 2, return_indices=True)[1].float() / 100)),
     "views": lambda: Between(Apply(lambda x: x.view(x.shape[0], -1).cumsum(1).view_as(x) / 9)),
     "inference-mode": lambda: Between(Apply(torch.inference_mode()(lambda x: x.relu() + 1))),

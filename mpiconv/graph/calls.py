@@ -76,6 +76,7 @@ ALIASES = {
     "__rtruediv__": "rdiv",
     "__rpow__": "rpow",
     "__pow__": "pow",
+    "__ipow__": "pow",
     "__getitem__": "getitem",
     "__setitem__": "setitem",
 }
@@ -129,7 +130,15 @@ def called(func: Callable[..., Any]) -> tuple[Any, bool]:
     name = str(getattr(func, "__name__", ""))
     if name == "__get__":
         return property_of(str(func.__self__.__name__)), False  # type: ignore[attr-defined]
-    return (name, True) if getattr(torch.Tensor, name, None) is func else (func, False)
+    if getattr(torch.Tensor, name, None) is not func:
+        name = _methods().get(func, "")
+    return (name, True) if name else (func, False)
+
+
+@cache
+def _methods() -> dict[Any, str]:
+    """Torch's methods that go by another name than their own: ``**`` is one."""
+    return {torch.Tensor.__pow__: "__pow__", torch.Tensor.__ipow__: "__ipow__"}
 
 
 @cache

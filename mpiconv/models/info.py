@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -35,12 +37,32 @@ class Info:
 
 
 def info_of(model: nn.Module) -> Info:
-    """How a model wants its pictures; by default 224 x 224 and as many channels as its first conv has."""
+    """How a model wants its pictures: as its ``info`` says, or timm's ``default_cfg``; else a guess.
+
+    The guess is 224 x 224, and as many channels as its first convolution has.
+    """
     info = getattr(model, "info", None)
     if isinstance(info, Info):
         return info
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     channels = first.in_channels if first is not None else 3
+    known = getattr(model, "default_cfg", None)
+    known = known if isinstance(known, Mapping) else {}
+    channels, rows, columns = _numbers(known, "input_size", 3) or (channels, 224, 224)
     colour = channels == len(IMAGENET_MEAN)
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if colour else ((0.5,) * channels, (0.5,) * channels)
-    return Info(type(model).__name__, (channels, 224, 224), mean, std, trained="its own weights")
+    return Info(
+        type(model).__name__,
+        (channels, rows, columns),
+        _numbers(known, "mean", channels) or mean,
+        _numbers(known, "std", channels) or std,
+        trained="its own weights",
+    )
+
+
+def _numbers(known: Mapping[str, Any], key: str, count: int) -> tuple[Any, ...] | None:
+    """``count`` numbers of a configuration; None where it has none."""
+    found = known.get(key)
+    if isinstance(found, list | tuple) and len(found) == count and all(isinstance(n, int | float) for n in found):
+        return tuple(found)
+    return None
