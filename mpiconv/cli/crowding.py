@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import os
 import socket
-from typing import TYPE_CHECKING
 
 import torch
 
 from mpiconv.job.control import allgather_json
-from mpiconv.job.host import machine_id
+from mpiconv.job.host import cores_here, machine_id
+from mpiconv.job.team import Team
 from mpiconv.words import counted
 
-if TYPE_CHECKING:
-    from mpi4py import MPI
 
-
-def crowded(arguments: argparse.Namespace, comm: MPI.Intracomm) -> list[str]:
+def crowded(arguments: argparse.Namespace, team: Team) -> list[str]:
     """A sentence for every host with more threads of ranks than cores for them. Collective.
 
     None for emulated devices, which sleep most of the time.
     """
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    found = allgather_json(comm, [machine_id(), cores, torch.get_num_threads(), socket.gethostname()])
+    found = allgather_json(team, [machine_id(), cores_here(), torch.get_num_threads(), socket.gethostname()])
     if max(arguments.pace) > 1:
         return []
     return crowding(found)

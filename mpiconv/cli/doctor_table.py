@@ -11,7 +11,7 @@ import torch
 from mpiconv.cli.options import pace_of
 from mpiconv.cli.tables import align
 from mpiconv.errors import MpiconvError
-from mpiconv.job.world import join_world, launcher_rank
+from mpiconv.job.world import join_world, launcher_rank, leave
 from mpiconv.probe.doctor import Findings, examine
 from mpiconv.probe.preflight import ask_hosts, read_hosts
 from mpiconv.text import to_json
@@ -22,14 +22,14 @@ def diagnose(arguments: argparse.Namespace) -> int:
 
     Raises MpiconvError if something would break a run, once it is printed.
     """
-    comm = join_world(same_version=False)
+    team = join_world(same_version=False)
     torch.set_num_threads(arguments.threads)
-    found = examine(comm, pace_of(arguments, comm.rank, comm.size), arguments.dilation)
-    if comm.rank == 0:
+    found = examine(team, pace_of(arguments, team.rank, team.size), arguments.dilation)
+    if team.rank == 0:
         print(to_json(asdict(found)) if arguments.json else _tables(found), flush=True)
         if found.errors:
             raise MpiconvError(found.errors[0])
-    comm.Barrier()
+    leave(team)
     return 0
 
 

@@ -11,6 +11,7 @@ from mpi4py import MPI
 
 from mpiconv.cli.setup import Job
 from mpiconv.cli.tables import throughput_fps
+from mpiconv.job.team import Team
 from mpiconv.measure import Record
 from mpiconv.partition import make_plan
 from mpiconv.runtime.building import distribute
@@ -23,7 +24,7 @@ NAP_S = 0.01
 
 
 def gain_over_one(
-    arguments: argparse.Namespace, job: Job | None, record: Record | None, settings: Settings, comm: MPI.Intracomm
+    arguments: argparse.Namespace, job: Job | None, record: Record | None, settings: Settings, team: Team
 ) -> dict[str, Any] | None:
     """What the split gained over rank 0 alone, on rank 0 where --check or --compare-single asks for it. Collective.
 
@@ -34,12 +35,12 @@ def gain_over_one(
         pictures/s; ``single_latency_s``, the median of rank 0 alone; ``repeats`` of it; and ``measure``, which it was.
     """
     asked: int = arguments.compare_single
-    if comm.size == 1 or not (asked or arguments.check):
+    if team.size == 1 or not (asked or arguments.check):
         return None
     found = None
     if job is not None and record is not None:
         found = _compare(job, record, settings, asked)
-    done = comm.Ibarrier()
+    done = team.comm.Ibarrier()
     while not done.Test():
         sleep(NAP_S)
     return found

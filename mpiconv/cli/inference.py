@@ -32,6 +32,7 @@ from mpiconv.errors import MpiconvError, UsageError
 from mpiconv.job import launcher
 from mpiconv.job.control import on_root
 from mpiconv.job.stopping import Stopping
+from mpiconv.job.team import Team
 from mpiconv.job.world import default_timeout_s, join_world, leave, on_terminal
 from mpiconv.measure import Record
 from mpiconv.measure.results import write_results
@@ -56,27 +57,27 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     startup = Startup()
     if arguments.rank_timeout is None:
         arguments.rank_timeout = default_timeout_s()
-    comm = join_world(rank_timeout_s=arguments.rank_timeout)
+    team = join_world(rank_timeout_s=arguments.rank_timeout)
     launcher.open_stderr()
     torch.set_num_threads(arguments.threads)
     startup.done("imports and MPI")
 
     def ready() -> Job:
         check_outputs(arguments)
-        return prepare(arguments, comm.size)
+        return prepare(arguments, team.size)
 
-    job = on_root(comm, ready, what="loading the network and the pictures")
-    crowd = crowded(arguments, comm)
+    job = on_root(team, ready, what="loading the network and the pictures")
+    crowd = crowded(arguments, team)
     if job is not None:
         _notes(arguments, job, crowd)
-    pace = pace_of(arguments, comm.rank, comm.size)
-    settings = _with_file(arguments, settings_of(arguments, pace), comm)
+    pace = pace_of(arguments, team.rank, team.size)
+    settings = _with_file(arguments, settings_of(arguments, pace), team)
     startup.done("model, plan and pictures")
     bar = sending_bar(quiet=arguments.quiet) if job else None
-    net = distribute(job.model if job else None, job.plan if job else None, comm, settings, bar)
+    net = distribute(job.model if job else None, job.plan if job else None, team, settings, bar)
     startup.took("tracing and self-check" if settings.selfcheck else "tracing", net.tracing_s)
     startup.done("weights to the ranks")
-    stopping = Stopping(comm, caught)
+    stopping = Stopping(team, caught)
     caught.at_once = False
     if job is None:
         outputs, done = list[Any](), _follow(net, stopping, arguments.save_every)
@@ -90,17 +91,17 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
         )
     record = net.collect()
     not_finite = net.first_not_finite()
-    gain = None if ended_early else gain_over_one(arguments, job, record, net.settings, comm)
+    gain = None if ended_early else gain_over_one(arguments, job, record, net.settings, team)
     status = 0
     if job is not None and record is not None:
         if ended_early:
             _tell_early(ended_early, done, job, arguments)
         status = _finish(arguments, job, record, outputs, net, ended_early, startup, results, gain, not_finite)
-    leave(comm)
+    leave(team)
     return status
 
 
-def _with_file(arguments: argparse.Namespace, settings: Settings, comm: MPI.Intracomm) -> Settings:
+def _with_file(arguments: argparse.Namespace, settings: Settings, team: Team) -> Settings:
     """The settings with the ranks that read their weights from the file, where that is asked for. Collective.
 
     Raises UsageError where there is no file that slices can be read from.
@@ -110,9 +111,9 @@ def _with_file(arguments: argparse.Namespace, settings: Settings, comm: MPI.Intr
     path = arguments.weights or ""
     if not path.endswith(".safetensors"):
         raise UsageError(f"--weights-on every wants --weights FILE.safetensors, not {path or 'none'}")
-    readers = readers_of(comm, path)
-    without = sorted(set(range(1, comm.size)) - set(readers))
-    if comm.rank == 0 and without and not arguments.quiet:
+    readers = readers_of(team, path)
+    without = sorted(set(range(1, team.size)) - set(readers))
+    if team.rank == 0 and without and not arguments.quiet:
         ranks = ", ".join(map(str, without))
         note(f"sent their weights, having no {path}: rank {ranks}")
     return replace(settings, weights_file=path, readers=readers)

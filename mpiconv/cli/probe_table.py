@@ -20,13 +20,13 @@ from mpiconv.text import to_json
 
 def measure(arguments: argparse.Namespace) -> int:
     """Measure all ranks and links; the root writes the file and prints. Collective."""
-    comm = join_world()
+    team = join_world()
     torch.set_num_threads(arguments.threads)
-    pace = pace_of(arguments, comm.rank, comm.size)
-    on_root(comm, lambda: check_writable(arguments.out))
-    hidden = comm.rank > 0 or not on_terminal()
+    pace = pace_of(arguments, team.rank, team.size)
+    on_root(team, lambda: check_writable(arguments.out))
+    hidden = team.rank > 0 or not on_terminal()
     with tqdm(total=arguments.repeats, desc="rounds", unit="", disable=hidden, file=sys.stderr) as bar:
-        cluster, notes = probe(comm, arguments.repeats, pace, arguments.dilation, bar.update)
+        cluster, notes = probe(team, arguments.repeats, pace, arguments.dilation, bar.update)
 
     def write() -> None:
         for note in notes:
@@ -35,7 +35,7 @@ def measure(arguments: argparse.Namespace) -> int:
         print(to_json(cluster.to_dict()) if arguments.json else f"{tables(cluster)}\ncluster  {arguments.out}")
         sys.stdout.flush()
 
-    on_root(comm, write)
+    on_root(team, write)
     return 0
 
 

@@ -141,7 +141,7 @@ def so_far(net: DistributedNet, more: bool | None = None) -> tuple[bool, Record 
 
     The inferences go on after it.
     """
-    if not bcast_json(net.comm, more):
+    if not bcast_json(net.team, more):
         return False, None
     record = net.collect()
     net.resume()

@@ -33,7 +33,7 @@ class InterruptedTrainingError(MpiconvError):
 
 def train(arguments: argparse.Namespace) -> int:
     """Train and print; collective. Exit status 0."""
-    comm = join_world()
+    team = join_world()
     torch.set_num_threads(arguments.threads)
     settings = settings_of(arguments)
     output = Path(arguments.output or f"results/{settings.model.replace(':', '.')}.safetensors")
@@ -47,10 +47,10 @@ def train(arguments: argparse.Namespace) -> int:
         if checkpoint.exists() and not arguments.resume and not arguments.quiet:
             print(f"mpiconv: note: {checkpoint} will be replaced; --resume goes on from it", file=sys.stderr)
 
-    on_root(comm, ready)
-    root = comm.rank == 0
+    on_root(team, ready)
+    root = team.rank == 0
     hidden = arguments.quiet or not root or not on_terminal()
-    with tqdm(unit="step", disable=hidden, file=sys.stderr) as bar, _signals(checkpoint, comm.size):
+    with tqdm(unit="step", disable=hidden, file=sys.stderr) as bar, _signals(checkpoint, team.size):
 
         def on_step(done: int, steps: int, loss: float) -> None:
             if bar.total is None:
@@ -64,7 +64,7 @@ def train(arguments: argparse.Namespace) -> int:
                 with bar.external_write_mode(file=sys.stdout):
                     print(_line(epoch, settings), flush=True)
 
-        epochs = teach(settings, comm, output, resume=arguments.resume, on_step=on_step, on_epoch=on_epoch)
+        epochs = teach(settings, team, output, resume=arguments.resume, on_step=on_step, on_epoch=on_epoch)
     if root:
         _tell(arguments, settings, output, epochs)
     return 0

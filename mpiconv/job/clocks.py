@@ -12,7 +12,7 @@ from mpiconv.job.waiting import wait
 from mpiconv.job.watch import Place
 
 if TYPE_CHECKING:
-    from mpi4py import MPI
+    from mpiconv.job.team import Team
 
 ROUNDS = 16
 TAG = 8
@@ -31,25 +31,25 @@ class ClockReading:
     when_s: float
 
 
-def read_clocks(comm: MPI.Intracomm, rounds: int = ROUNDS) -> ClockReading:
+def read_clocks(team: Team, rounds: int = ROUNDS) -> ClockReading:
     """Compare the clocks by ping-pong between the root and each rank; the fastest round trip counts. Collective."""
-    offset, error = np.zeros(comm.size), np.full(comm.size, np.inf)
+    offset, error = np.zeros(team.size), np.full(team.size, np.inf)
     error[0] = 0
     stamp, answer = np.zeros(1), np.empty(1)
-    for rank in range(1, comm.size):
-        place = Place("comparing clocks", (rank if comm.rank == 0 else 0,))
+    for rank in range(1, team.size):
+        place = Place("comparing clocks", (rank if team.rank == 0 else 0,))
         for _ in range(rounds):
-            if comm.rank == 0:
+            if team.rank == 0:
                 before = perf_counter()
-                wait(comm, [comm.Isend(stamp, rank, TAG), comm.Irecv(answer, rank, TAG)], place)
+                wait(team, [team.comm.Isend(stamp, rank, TAG), team.comm.Irecv(answer, rank, TAG)], place)
                 after = perf_counter()
                 if (after - before) / 2 < error[rank]:
                     error[rank] = (after - before) / 2
                     offset[rank] = answer[0] - (before + after) / 2
-            elif comm.rank == rank:
-                wait(comm, [comm.Irecv(answer, 0, TAG)], place)
+            elif team.rank == rank:
+                wait(team, [team.comm.Irecv(answer, 0, TAG)], place)
                 stamp[0] = perf_counter()
-                wait(comm, [comm.Isend(stamp, 0, TAG)], place)
+                wait(team, [team.comm.Isend(stamp, 0, TAG)], place)
     return ClockReading(offset, error, perf_counter())
 
 

@@ -16,34 +16,36 @@ from mpiconv.errors import MpiconvError, UsageError, reason
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from mpiconv.job.team import Team
+
 T = TypeVar("T")
 
 CONTROL = "control messages"
 
 
-def bcast_json(comm: MPI.Intracomm, value: Any, root: int = 0, what: str = CONTROL) -> Any:
+def bcast_json(team: Team, value: Any, root: int = 0, what: str = CONTROL) -> Any:
     """Give every rank what the root has. Collective; ``what`` it is, for those who wait long."""
-    data = np.frombuffer(json.dumps(value).encode(), np.uint8) if comm.rank == root else np.empty(0, np.uint8)
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8) if team.rank == root else np.empty(0, np.uint8)
     length = np.array([len(data)], np.int64)
-    _wait(comm, comm.Ibcast(length, root), what, root)
-    if comm.rank != root:
+    _wait(team, team.comm.Ibcast(length, root), what, root)
+    if team.rank != root:
         data = np.empty(int(length[0]), np.uint8)
-    _wait(comm, comm.Ibcast(data, root), what, root)
+    _wait(team, team.comm.Ibcast(data, root), what, root)
     return json.loads(data.tobytes())
 
 
-def allgather_json(comm: MPI.Intracomm, value: Any, what: str = CONTROL) -> list[Any]:
+def allgather_json(team: Team, value: Any, what: str = CONTROL) -> list[Any]:
     """What every rank has, in the order of ranks, on every rank. Collective."""
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    lengths = np.empty(comm.size, np.int64)
-    _wait(comm, comm.Iallgather(np.array([len(data)], np.int64), lengths), what)
+    lengths = np.empty(team.size, np.int64)
+    _wait(team, team.comm.Iallgather(np.array([len(data)], np.int64), lengths), what)
     everything = np.empty(int(lengths.sum()), np.uint8)
     starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))
-    _wait(comm, comm.Iallgatherv(data, [everything, (lengths, starts)]), what)
+    _wait(team, team.comm.Iallgatherv(data, [everything, (lengths, starts)]), what)
     return [json.loads(part.tobytes()) for part in np.split(everything, starts[1:])]
 
 
-def on_root(comm: MPI.Intracomm, work: Callable[[], T], what: str = "the work of rank 0") -> T | None:
+def on_root(team: Team, work: Callable[[], T], what: str = "the work of rank 0") -> T | None:
     """Do something on rank 0 alone; whatever it raises there ends it on every rank. Collective.
 
     Returns what ``work`` returned on rank 0, and None on the others.
@@ -56,12 +58,12 @@ def on_root(comm: MPI.Intracomm, work: Callable[[], T], what: str = "the work of
     result: T | None = None
     failed: BaseException | None = None
     failure: list[Any] | None = None
-    if comm.rank == 0:
+    if team.rank == 0:
         try:
             result = work()
         except BaseException as error:
             failed, failure = error, [getattr(error, "exit_status", 1), reason(error, 0)]
-    failure = bcast_json(comm, failure, what=what)
+    failure = bcast_json(team, failure, what=what)
     if failed is None and failure is not None:
         status, message = failure
         failed = UsageError(message) if status == UsageError.exit_status else MpiconvError(message)
@@ -71,8 +73,8 @@ def on_root(comm: MPI.Intracomm, work: Callable[[], T], what: str = "the work of
     return result
 
 
-def _wait(comm: MPI.Intracomm, request: MPI.Request, what: str, *ranks: int) -> None:
+def _wait(team: Team, request: MPI.Request, what: str, *ranks: int) -> None:
     from mpiconv.job.waiting import wait  # needs MPI, which a command may fail before it has
     from mpiconv.job.watch import Place
 
-    wait(comm, [request], Place(what, ranks))
+    wait(team, [request], Place(what, ranks))

@@ -8,12 +8,13 @@ import numpy as np
 from mpi4py import MPI
 
 from mpiconv.job.control import bcast_json
-from mpiconv.job.waiting import duplicate, wait
-from mpiconv.job.watch import Place, Watch
+from mpiconv.job.waiting import wait
+from mpiconv.job.watch import Place
 from mpiconv.partition.plan import ROOT
 from mpiconv.signals import signal_name
 
 if TYPE_CHECKING:
+    from mpiconv.job.team import Team
     from mpiconv.signals import Caught
 
 TAG = 11
@@ -28,23 +29,22 @@ class Stopping:
 
     Parameters
     ----------
-    comm
-        The communicator of the run; a duplicate of it is used.
+    team
+        The ranks of the run.
     caught
         What this rank's process was signalled.
     """
 
-    def __init__(self, comm: MPI.Intracomm, caught: Caught) -> None:
-        self._comm = duplicate(comm)
-        Watch.of(comm).attach(self._comm)
+    def __init__(self, team: Team, caught: Caught) -> None:
+        self._team = team.twin()
         self._caught = caught
-        self._silent = comm.rank != ROOT
+        self._silent = team.rank != ROOT
         self._heard = 0
         self._number = 0
 
     def look(self) -> bool:
         """Whether this rank knows of a signal: to itself, or on the root to any rank that has looked since."""
-        if not self._silent and self._comm.rank == ROOT and self._comm.Iprobe(MPI.ANY_SOURCE, TAG):
+        if not self._silent and self._team.rank == ROOT and self._team.comm.Iprobe(MPI.ANY_SOURCE, TAG):
             self._hear()
         self._number = self._number or self._caught.number
         if self._silent and self._number:
@@ -55,19 +55,19 @@ class Stopping:
         """The name of the signal that ended the series, on all ranks the same, empty if it was none. Collective."""
         if self._silent:
             self._say(0)
-        if self._comm.rank == ROOT:
-            while self._heard < self._comm.size - 1:
+        if self._team.rank == ROOT:
+            while self._heard < self._team.size - 1:
                 self._hear()
-        ended: int = bcast_json(self._comm, self._number, what=SETTLING)
-        self._comm.Free()
+        ended: int = bcast_json(self._team, self._number, what=SETTLING)
+        self._team.close()
         return signal_name(ended)
 
     def _say(self, number: int) -> None:
         self._silent = False
-        wait(self._comm, [self._comm.Isend(np.array([number], np.uint8), ROOT, TAG)], Place(SETTLING))
+        wait(self._team, [self._team.comm.Isend(np.array([number], np.uint8), ROOT, TAG)], Place(SETTLING))
 
     def _hear(self) -> None:
         said = np.zeros(1, np.uint8)
-        wait(self._comm, [self._comm.Irecv(said, MPI.ANY_SOURCE, TAG)], Place(SETTLING))
+        wait(self._team, [self._team.comm.Irecv(said, MPI.ANY_SOURCE, TAG)], Place(SETTLING))
         self._heard += 1
         self._number = self._number or int(said[0])

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import sleep
+from typing import TYPE_CHECKING
 
 from mpi4py import MPI
 
 from mpiconv.job.watch import Place, Watch
+
+if TYPE_CHECKING:
+    from mpiconv.job.team import Team
 
 WAITS = ("auto", "spin", "sleep")
 NAP_S = 50e-6
@@ -107,19 +111,12 @@ class Waiting:
         self._looks = 0
 
 
-def wait(comm: MPI.Intracomm, requests: Sequence[MPI.Request], place: Place) -> None:
-    """Wait for messages that are sent once, in a communicator that a watch looks after."""
-    watch = Watch.of(comm)
-    Waiting("patient", watch).all(Awaited(list(requests), place=watch.place(comm, place)))
+def wait(team: Team, requests: Sequence[MPI.Request], place: Place) -> None:
+    """Wait for messages that are sent once; ``place.ranks`` are the team's."""
+    whom = replace(place, ranks=tuple(team.members[rank] for rank in place.ranks))
+    Waiting("patient", team.watch).all(Awaited(list(requests), place=whom))
 
 
-def meet(comm: MPI.Intracomm, what: str) -> None:
+def meet(team: Team, what: str) -> None:
     """Return once all ranks are there, so that a call that blocks in MPI has nobody to wait for. Collective."""
-    wait(comm, [comm.Ibarrier()], Place(what))
-
-
-def duplicate(comm: MPI.Intracomm) -> MPI.Intracomm:
-    """A communicator of the same ranks. Collective."""
-    made, request = comm.Idup()
-    wait(comm, [request], Place("the duplication of a communicator"))
-    return MPI.Intracomm(made)
+    wait(team, [team.comm.Ibarrier()], Place(what))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
 from time import monotonic, sleep
 
 from mpi4py import MPI
@@ -48,7 +47,8 @@ class Watch:
     Parameters
     ----------
     comm
-        A communicator for its messages alone; None where there is none yet: then it cannot tell for whom it waits.
+        A communicator for its messages alone, which it frees; None where there is none yet: then it cannot tell for
+        whom it waits.
     hosts
         The host of every rank.
 
@@ -56,36 +56,16 @@ class Watch:
     ----------
     limit_s, idle_limit_s
         How long a rank may wait before it gives up, in a place that is not idle or one that is; 0 for ever.
-    turn
-        To be counted up by all ranks when they start anew: failures of before do not count any more.
     """
 
     def __init__(self, comm: MPI.Intracomm | None = None, hosts: Iterable[str] = ()) -> None:
         self.comm, self.hosts = comm, tuple(hosts)
         self.limit_s = self.idle_limit_s = 0.0
-        self.turn = 0
-        self._home = 0
         self._began: float | None = None
         self._say_at = SAY_S
         self._announced = False
         self._others: dict[int, str] = {}
         self._sent: list[MPI.Request] = []
-
-    @staticmethod
-    def of(comm: MPI.Intracomm) -> Watch:
-        """The one of a communicator, or one that knows no other rank."""
-        found = comm.Get_attr(_key())
-        return found if isinstance(found, Watch) else Watch()
-
-    def attach(self, comm: MPI.Intracomm, *, home: bool = False) -> None:
-        """Look after the waits in this communicator; if it is ``home``, for as long as it is there."""
-        comm.Set_attr(_key(), self)
-        if home:
-            self._home = comm.handle
-
-    def place(self, comm: MPI.Intracomm, place: Place) -> Place:
-        """The place as this watch counts ranks: in a communicator of fewer they have other numbers."""
-        return place if self.comm is not None and comm.size == self.comm.size else replace(place, ranks=())
 
     def late(self, place: Place) -> None:
         """To be called now and then while waiting, until ``over``.
@@ -136,6 +116,12 @@ class Watch:
         while not MPI.Request.Testall(self._sent) and monotonic() < end:
             sleep(1e-3)
 
+    def close(self) -> None:
+        """Give back its communicator; it tells and hears nothing any more. Collective."""
+        if self.comm is not None:
+            self.comm.Free()
+            self.comm = None
+
     @property
     def _rank(self) -> int:
         return self.comm.rank if self.comm is not None else 0
@@ -143,7 +129,7 @@ class Watch:
     def _tell(self, kind: str, text: str) -> None:
         if self.comm is None:
             return
-        data = json.dumps([kind, text[:LONGEST_TEXT], self.turn]).encode()
+        data = json.dumps([kind, text[:LONGEST_TEXT]]).encode()
         others = [rank for rank in range(self.comm.size) if rank != self.comm.rank]
         self._sent = [r for r in self._sent if not r.Test()]
         self._sent += [self.comm.Isend([data, MPI.BYTE], rank, TAG) for rank in others]
@@ -153,8 +139,8 @@ class Watch:
         while self.comm is not None and self.comm.Iprobe(MPI.ANY_SOURCE, TAG, status):
             data = bytearray(status.Get_count(MPI.BYTE))
             self.comm.Recv([data, MPI.BYTE], status.source, TAG)
-            kind, text, turn = json.loads(data)
-            if kind == "failed" and turn >= self.turn:
+            kind, text = json.loads(data)
+            if kind == "failed":
                 raise PeerError(text)
             self._others.pop(status.source, None)
             if kind == "waits":
@@ -172,15 +158,3 @@ class Watch:
             found = [rank for rank in others if rank in place.ranks] or others
             where += ", who waits too: a message between them is lost"
         return f"{', '.join(f'rank {rank} (host {self.hosts[rank]})' for rank in found)} {where}"
-
-
-@cache
-def _key() -> int:
-    return MPI.Comm.Create_keyval(delete_fn=_dropped)
-
-
-def _dropped(comm: MPI.Comm, _key: int, watch: Watch) -> None:
-    """With the communicator that it was made for goes the watch's own."""
-    if watch.comm is not None and comm.handle == watch._home:  # noqa: SLF001 - it is this module's own
-        watch.comm.Free()
-        watch.comm = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import time
 from contextlib import suppress
@@ -18,7 +17,7 @@ from mpiconv.text import safe_text
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from mpiconv.job.watch import Watch
+    from mpiconv.job.team import Team
 
 JOIN_S = 25.0
 JOIN_VARIABLE = "MPICONV_JOIN_S"
@@ -31,8 +30,8 @@ LAUNCHER_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
 LAUNCHER_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
 
 
-def join_world(*, same_version: bool = True, rank_timeout_s: float = 0.0) -> MPI.Intracomm:
-    """The communicator of all ranks, once it is sure that they belong together. Collective.
+def join_world(*, same_version: bool = True, rank_timeout_s: float = 0.0) -> Team:
+    """All ranks as a team, once it is sure that they belong together. Collective.
 
     A rank that waits for another longer than rank 0's ``rank_timeout_s`` from now on gives up, unless that is 0.
 
@@ -44,6 +43,8 @@ def join_world(*, same_version: bool = True, rank_timeout_s: float = 0.0) -> MPI
     """
     from mpi4py import MPI
 
+    from mpiconv.job.team import Team
+
     comm: MPI.Intracomm = MPI.COMM_WORLD
     # The first that is there is the innermost launcher's: mpirun -n 1 inside a SLURM job of 4 tasks is one rank.
     for variable in [name for name in LAUNCHER_SIZES if name in os.environ][:1]:
@@ -54,26 +55,13 @@ def join_world(*, same_version: bool = True, rank_timeout_s: float = 0.0) -> MPI
                 f"({MPI.Get_library_version().split(',')[0].strip()}), also inside sbatch, or srun --mpi=pmix"
             )
     await_all(comm, _join_seconds())
-    watch = watch_over(comm)
-    watch.limit_s = watch.idle_limit_s = bcast_json(comm, rank_timeout_s)
-    versions = allgather_json(comm, mpiconv.__version__)
+    team = Team.of(comm)
+    team.watch.limit_s = team.watch.idle_limit_s = bcast_json(team, rank_timeout_s)
+    versions = allgather_json(team, mpiconv.__version__)
     if same_version and len(set(versions)) > 1:
         found = ", ".join(f"rank {rank} has {version}" for rank, version in enumerate(versions))
         raise MpiconvError(f"the ranks run different versions of mpiconv: {found}; install one version on all hosts")
-    return comm
-
-
-def watch_over(comm: MPI.Intracomm) -> Watch:
-    """The communicator's watch, which is made if there is none. Collective."""
-    from mpiconv.job.waiting import duplicate
-    from mpiconv.job.watch import Watch
-
-    watch = Watch.of(comm)
-    if watch.comm is None:
-        own = duplicate(comm)
-        watch = Watch(own, allgather_json(comm, socket.gethostname()))
-        watch.attach(comm, home=True)
-    return watch
+    return team
 
 
 def default_timeout_s() -> float:
@@ -81,14 +69,14 @@ def default_timeout_s() -> float:
     return 0.0 if on_terminal() and "SLURM_JOB_ID" not in os.environ else BATCH_TIMEOUT_S
 
 
-def leave(comm: MPI.Intracomm) -> None:
+def leave(team: Team) -> None:
     """Wait until all ranks are through, in silence: rank 0 may have much to write. Collective.
 
     MPI would wait for that, too, but not be ended by a signal while it does.
     """
     from mpiconv.signals import caught
 
-    request = comm.Ibarrier()
+    request = team.comm.Ibarrier()
     while not request.Test():
         if caught.ending and time.monotonic() - caught.when_s > LEAVE_S:
             raise MpiconvError("ended by SIGTERM while another rank was at work")

@@ -16,7 +16,7 @@ from mpiconv.probe.speed import SpeedProbe
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mpi4py import MPI
+    from mpiconv.job.team import Team
 
 ROUNDS = 3
 SLOWER = 0.8
@@ -39,21 +39,21 @@ class Findings:
     warnings: list[str] = field(default_factory=list)
 
 
-def examine(comm: MPI.Intracomm, pace: float = 1.0, dilation: float = 1.0) -> Findings:
+def examine(team: Team, pace: float = 1.0, dilation: float = 1.0) -> Findings:
     """Look at every rank and every link between two, more briefly than a probe does. Collective.
 
     ``pace`` is how many times slower than its core this rank computes; times are divided by ``dilation``.
     """
     mine = describe()
-    speed, links = SpeedProbe(comm, ["conv3x3"], pace, dilation=dilation), LinkProbe(comm, dilation)
+    speed, links = SpeedProbe(team, ["conv3x3"], pace, dilation=dilation), LinkProbe(team, dilation)
     for _ in range(ROUNDS):
         speed.round()
         links.round()
     mine["conv_gflop_per_s"] = speed.gflop_per_s()["conv3x3"]
     fits, unknown = links.fits(), (float("nan"), float("nan"))
-    mine["links"] = [fits.get(rank, unknown) for rank in range(comm.size)]
-    ranks = allgather_json(comm, mine)
-    clocks = read_clocks(comm)
+    mine["links"] = [fits.get(rank, unknown) for rank in range(team.size)]
+    ranks = allgather_json(team, mine)
+    clocks = read_clocks(team)
     fits_of_ranks = [rank.pop("links") for rank in ranks]
     found = Findings(
         ranks,

@@ -17,6 +17,8 @@ from mpiconv.probe.speed import wait_quietly
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from mpiconv.job.team import Team
+
 TAG = 9
 SIZES = (1, 1024, *(4**power for power in range(7, 12)))
 """Message sizes in B, up to 4 MiB."""
@@ -67,8 +69,8 @@ class LinkProbe:
     Making one, and every ``round``, is collective; the first round finds the sizes that suit each link.
     """
 
-    def __init__(self, comm: MPI.Intracomm, dilation: float = 1.0) -> None:
-        self.comm, self.dilation = comm, dilation
+    def __init__(self, team: Team, dilation: float = 1.0) -> None:
+        self.team, self.dilation = team, dilation
         self.seconds: dict[int, dict[int, list[float]]] = {}
         self._pairs(self._explore)
 
@@ -77,24 +79,24 @@ class LinkProbe:
         self._pairs(self._measure)
 
     def _pairs(self, talk: Callable[[int], None]) -> None:
-        for source in range(self.comm.size):
-            for target in range(self.comm.size):
+        for source in range(self.team.size):
+            for target in range(self.team.size):
                 if source != target:
-                    wait_quietly(self.comm)
-                    if self.comm.rank == source:
+                    wait_quietly(self.team)
+                    if self.team.rank == source:
                         talk(target)
-                        stop_answering(self.comm, target)
-                    elif self.comm.rank == target:
-                        answer(self.comm, source)
+                        stop_answering(self.team.comm, target)
+                    elif self.team.rank == target:
+                        answer(self.team.comm, source)
 
     def _explore(self, target: int) -> None:
         """Send ever longer messages until one takes long; this also makes the connection, so no time is kept."""
         chosen = self.seconds.setdefault(target, {})
-        send_timed(self.comm, target, 1)
-        latency = send_timed(self.comm, target, 1)
+        send_timed(self.team.comm, target, 1)
+        latency = send_timed(self.team.comm, target, 1)
         for size in SIZES:
             chosen[size] = []
-            if send_timed(self.comm, target, size) > latency + LONG_S:
+            if send_timed(self.team.comm, target, size) > latency + LONG_S:
                 return
 
     def _measure(self, target: int) -> None:
@@ -103,7 +105,7 @@ class LinkProbe:
             least = 1 if size == largest else LEAST_REPEATS
             times: list[float] = []
             while len(times) < least or (sum(times) < SHORT_S and len(times) < MOST_REPEATS):
-                times.append(send_timed(self.comm, target, size))
+                times.append(send_timed(self.team.comm, target, size))
             rounds.append(min(times))
 
     def fits(self) -> dict[int, tuple[float, float]]:
@@ -127,13 +129,13 @@ class MediumProbe:
     Making one, and every ``round``, is collective. ``unknown`` says why it cannot be measured here, else it is empty.
     """
 
-    def __init__(self, comm: MPI.Intracomm, links: LinkProbe, hosts: list[str]) -> None:
-        self.comm = comm
+    def __init__(self, team: Team, links: LinkProbe, hosts: list[str]) -> None:
+        self.team = team
         self.rates: list[list[float]] = []
         ranks = sorted(hosts.index(host) for host in set(hosts))[:4]
         self.unknown = ""
-        if comm.size < 4:
-            self.unknown = f"{comm.size} ranks: two pairs that talk at once need 4"
+        if team.size < 4:
+            self.unknown = f"{team.size} ranks: two pairs that talk at once need 4"
         elif len(ranks) < 4:
             self.unknown = f"the ranks are on {len(ranks)} hosts: two pairs that talk at once need 4"
         else:
@@ -146,7 +148,7 @@ class MediumProbe:
             target: max(size for size, rounds in sizes.items() if size == 1 or median(rounds) < TALK_S / 4)
             for target, sizes in links.seconds.items()
         }
-        everyone = allgather_json(self.comm, mine)
+        everyone = allgather_json(self.team, mine)
         return {source: int(everyone[source][str(target)]) for source, target in self.pairs}
 
     def round(self) -> None:
@@ -158,18 +160,18 @@ class MediumProbe:
 
     def _talk(self, pairs: list[tuple[int, int]]) -> float:
         """The rate in B/s of this rank's messages while these pairs talk; NaN for a rank that sends none."""
-        wait_quietly(self.comm)
+        wait_quietly(self.team)
         rate = math.nan
         for source, target in pairs:
-            if self.comm.rank == source:
+            if self.team.rank == source:
                 size, count, begin = self.sizes[source], 0, perf_counter()
                 while (elapsed := perf_counter() - begin) < TALK_S:
-                    send_timed(self.comm, target, size)
+                    send_timed(self.team.comm, target, size)
                     count += 1
                 rate = size * count / elapsed
-                stop_answering(self.comm, target)
-            elif self.comm.rank == target:
-                answer(self.comm, source)
+                stop_answering(self.team.comm, target)
+            elif self.team.rank == target:
+                answer(self.team.comm, source)
         return rate
 
     def ratio(self) -> float | None:
@@ -177,7 +179,7 @@ class MediumProbe:
         if self.unknown:
             return None
         ratios = []
-        rates = allgather_json(self.comm, self.rates)
+        rates = allgather_json(self.team, self.rates)
         for alone, (source, _) in enumerate(self.pairs):
             ratios.append(median([row[2] / row[alone] for row in rates[source]]))
         return float(min(ratios))

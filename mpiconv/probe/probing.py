@@ -17,11 +17,11 @@ from mpiconv.probe.speed import SpeedProbe
 TOLERANCE = 0.1
 
 if TYPE_CHECKING:
-    from mpi4py import MPI
+    from mpiconv.job.team import Team
 
 
 def probe(
-    comm: MPI.Intracomm,
+    team: Team,
     rounds: int,
     pace: float = 1.0,
     dilation: float = 1.0,
@@ -36,7 +36,7 @@ def probe(
 
     Parameters
     ----------
-    comm
+    team
         The ranks to measure.
     rounds
         How often everything is measured.
@@ -48,14 +48,14 @@ def probe(
         Called after every round.
     """
     me = describe()
-    about = allgather_json(comm, {"host": me["host"], "machine": machine_id(), "pace": pace})
-    speed = SpeedProbe(comm, UNIT_KINDS, pace, dilation=dilation)
-    links = LinkProbe(comm, dilation)
+    about = allgather_json(team, {"host": me["host"], "machine": machine_id(), "pace": pace})
+    speed = SpeedProbe(team, UNIT_KINDS, pace, dilation=dilation)
+    links = LinkProbe(team, dilation)
     medium = None
     for _ in range(rounds):
         speed.round()
         links.round()
-        medium = medium or MediumProbe(comm, links, [rank["host"] for rank in about])
+        medium = medium or MediumProbe(team, links, [rank["host"] for rank in about])
         medium.round()
         progress()
     assert medium is not None  # noqa: S101 - there was a round
@@ -69,7 +69,7 @@ def probe(
         pace,
     )
     fits = [(target, *fit) for target, fit in links.fits().items()]
-    everyone = allgather_json(comm, [vars(device), fits, speed.scatter(), links.scatter()])
+    everyone = allgather_json(team, [vars(device), fits, speed.scatter(), links.scatter()])
     notes = [note for rank, (*_, speeds, rates) in enumerate(everyone) for note in _doubts(rank, speeds, rates)]
     ratio = medium.ratio()
     cluster = Cluster(

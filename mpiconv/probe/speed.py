@@ -20,7 +20,7 @@ from mpiconv.runtime.compute.local import LocalUnit, Paced
 from mpiconv.runtime.heap import settle_heap
 
 if TYPE_CHECKING:
-    from mpi4py import MPI
+    from mpiconv.job.team import Team
 
 POLL_S = 0.0005
 LEAST_CALLS = 3
@@ -74,11 +74,11 @@ class SpeedProbe:
     """
 
     def __init__(
-        self, comm: MPI.Intracomm, kinds: Sequence[str], pace: float = 1.0, budget_s: float = 0.03, dilation: float = 1
+        self, team: Team, kinds: Sequence[str], pace: float = 1.0, budget_s: float = 0.03, dilation: float = 1
     ) -> None:
-        self.comm, self.budget_s, self.dilation = comm, budget_s * pace, dilation
-        machines = allgather_json(comm, machine_id())
-        self.turn = machines[: comm.rank].count(machines[comm.rank])
+        self.team, self.budget_s, self.dilation = team, budget_s * pace, dilation
+        machines = allgather_json(team, machine_id())
+        self.turn = machines[: team.rank].count(machines[team.rank])
         self.turns = max(machines.count(machine) for machine in machines)
         self.works = {kind: make_work(kind, pace) for kind in kinds}
         self.clock, self.factor = (thread_time, pace) if torch.get_num_threads() == 1 else (perf_counter, 1.0)
@@ -87,12 +87,12 @@ class SpeedProbe:
     def round(self) -> None:
         """Measure every kind once. Collective."""
         for turn in range(self.turns):
-            wait_quietly(self.comm)
+            wait_quietly(self.team)
             if turn == self.turn:
                 with torch.inference_mode():
                     for work in self.works.values():
                         work.seconds.append(self._measure(work))
-        wait_quietly(self.comm)
+        wait_quietly(self.team)
 
     def _measure(self, work: Work) -> float:
         """The least time in s of some calls in a row: what else the machine does only adds to it."""
@@ -122,8 +122,8 @@ class SpeedProbe:
         return undisturbed(work.seconds) / self.dilation
 
 
-def wait_quietly(comm: MPI.Intracomm) -> None:
+def wait_quietly(team: Team) -> None:
     """A barrier that sleeps where MPI's own spins: it leaves the core to those who are measured. Collective."""
-    request = comm.Ibarrier()
+    request = team.comm.Ibarrier()
     while not request.Test():
         time.sleep(POLL_S)

@@ -16,10 +16,10 @@ from mpiconv.errors import PlanError, UsageError
 from mpiconv.graph.form import PICTURE, Unit
 from mpiconv.graph.tracers import unwrapped
 from mpiconv.job.control import bcast_json, on_root
-from mpiconv.job.host import choose_wait
-from mpiconv.job.waiting import duplicate, meet, wait
-from mpiconv.job.watch import Place, Watch
-from mpiconv.job.world import default_timeout_s, watch_over
+from mpiconv.job.team import Team
+from mpiconv.job.waiting import meet, wait
+from mpiconv.job.watch import Place
+from mpiconv.job.world import default_timeout_s
 from mpiconv.models.slices import rows_of
 from mpiconv.models.weights import is_finite
 from mpiconv.partition import Box, Plan
@@ -30,7 +30,6 @@ from mpiconv.runtime.compute.local import LocalUnit, Paced, weights_of
 from mpiconv.runtime.compute.operations import WholeUnit
 from mpiconv.runtime.engine import DistributedNet
 from mpiconv.runtime.exchange.parts import LARGEST_ITEMS, Frame, Memory, given
-from mpiconv.runtime.exchange.shared import Host
 from mpiconv.runtime.exchange.wire import WIRES
 from mpiconv.runtime.frames import Compute, Slot, around_of
 from mpiconv.runtime.guard import Guard
@@ -51,7 +50,7 @@ TAG = 14
 def distribute(
     model: nn.Module | None,
     plan: Plan | None,
-    comm: MPI.Intracomm,
+    comm: MPI.Intracomm | Team,
     settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> DistributedNet:
@@ -64,7 +63,7 @@ def distribute(
     plan
         The plan, on rank 0; the others pass None.
     comm
-        The communicator; it must have as many ranks as the plan.
+        The communicator, or a team of one; it must have as many ranks as the plan.
     settings
         How to run it: the root's count, of the others only ``pace``. None for the defaults.
     progress
@@ -76,21 +75,21 @@ def distribute(
         On every rank, if the plan is for another number of ranks or another model, a message would be too large, or
         another rank failed.
     """
-    watch = watch_over(comm)
-    watch.turn += 1
+    team = Team.of(comm)
     try:
-        return _distribute(model, plan, comm, settings or Settings(), watch, progress)
+        return _distribute(model, plan, team, settings or Settings(), progress)
     except BaseException as error:
-        watch.failed(error)
+        team.watch.failed(error)
+        if getattr(error, "everywhere", False):
+            team.close()
         raise
 
 
 def _distribute(
     model: nn.Module | None,
     plan: Plan | None,
-    comm: MPI.Intracomm,
+    team: Team,
     settings: Settings,
-    watch: Watch,
     progress: Progress | None,
 ) -> DistributedNet:
     settle_heap()
@@ -99,33 +98,33 @@ def _distribute(
     def check() -> tuple[dict[str, Any], dict[int, nn.Module], dict[str, torch.Tensor]]:
         if model is None or plan is None:
             raise UsageError("rank 0 has to pass the model and the plan")
-        if plan.ranks != comm.size:
-            raise UsageError(f"the plan is for {counted(plan.ranks, 'rank')} and {comm.size} are running")
+        if plan.ranks != team.size:
+            raise UsageError(f"the plan is for {counted(plan.ranks, 'rank')} and {team.size} are running")
         traced, fitting = traced_for(model, plan, check=settings.selfcheck)
         check_state(fitting.graph, traced.tensors)
         own = unwrapped(model, traced.graph.model).state_dict()
         about = {"plan": fitting.to_dict(), "sent": sorted(set(traced.tensors) - set(own))}
         return about, traced.modules, traced.tensors
 
-    checked = on_root(comm, check, what="preparing the network")
+    checked = on_root(team, check, what="preparing the network")
     data, modules, state = checked if checked is not None else (None, {}, {})
     tracing_s = perf_counter() - begin
     if not all(map(is_finite, state.values())):
         settings = replace(settings, compute="eager")  # what is compiled makes numbers of NaN
-    about = bcast_json(comm, data)
+    about = bcast_json(team, data)
     shared = Plan.from_dict(about["plan"])
-    settings = replace(Settings(**bcast_json(comm, asdict(settings))), pace=settings.pace)
+    settings = replace(Settings(**bcast_json(team, asdict(settings))), pace=settings.pace)
     asked = settings.rank_timeout_s
-    watch.limit_s = bcast_json(comm, default_timeout_s()) if asked is None else asked
-    watch.idle_limit_s = asked or 0.0
-    settings = replace(settings, wait=choose_wait(settings.wait, comm))
-    host = Host(comm, wanted=settings.same_host == "auto" and settings.wire == "float32")
-    on_root(comm, lambda: _check_sizes(shared, host, comm))
-    cuts = _cuts(shared, settings, comm, host)
-    frees: list[Free] = [host.comm.Free]
-    receive = UnitWeights(shared, state, comm, settings.weights_file, settings.readers, about["sent"], progress)
-    computes = _computes(shared, cuts, settings, comm.rank, receive, modules, frees)
-    receive.close()
+    team.watch.limit_s = bcast_json(team, default_timeout_s()) if asked is None else asked
+    team.watch.idle_limit_s = asked or 0.0
+    if settings.wait == "auto":
+        settings = replace(settings, wait="sleep" if team.crowded else "spin")
+    sharing = settings.same_host == "auto" and settings.wire == "float32"
+    on_root(team, lambda: _check_sizes(shared, team, sharing=sharing))
+    cuts = _cuts(shared, settings, team, sharing=sharing)
+    frees: list[Free] = []
+    receive = UnitWeights(shared, state, team, settings.weights_file, settings.readers, about["sent"], progress)
+    computes = _computes(shared, cuts, settings, team.rank, receive, modules, frees)
     held = receive.nbytes
     last: Compute | None = None
     if modules:
@@ -133,22 +132,19 @@ def _distribute(
         held += sum(FLOAT_BYTES * param.size for u in modules for param in shared.graph.units[u].params)
     computes.append([last if last is None or settings.pace == 1 else Paced(last, settings.pace)])
     memory, wire = Memory(channels_last=settings.compute == "auto"), WIRES[settings.wire]
-    comms = [comm, *(duplicate(comm) for _ in range(1, settings.in_flight))]
-    for made in comms[1:]:
-        watch.attach(made)
+    teams = [team, *(team.twin() for _ in range(1, settings.in_flight))]
     ahead = settings.in_flight > 1
     guard = Guard(settings.guard)
-    guarded = guard.around(shared, computes, comm.rank)
-    slots = [Slot(shared, each, memory, wire, cuts, guarded, host, ahead=ahead) for each in comms]
-    frees += [made.Free for made in comms[1:]]
-    return DistributedNet(shared, comm, settings, slots, computes, held, frees, guard, tracing_s)
+    guarded = guard.around(shared, computes, team.rank)
+    slots = [Slot(shared, each, memory, wire, cuts, guarded, sharing=sharing, ahead=ahead) for each in teams]
+    return DistributedNet(shared, team, settings, slots, computes, held, frees, guard, tracing_s)
 
 
-def _check_sizes(plan: Plan, host: Host, comm: MPI.Intracomm) -> None:
+def _check_sizes(plan: Plan, team: Team, *, sharing: bool) -> None:
     """Raise PlanError where a message would be larger than MPI can count."""
     for source, spec in plan.exchanges.items():
-        moved = max(max(spec.received(rank), spec.sent(rank)) for rank in range(comm.size))
-        if plan.batch * moved > LARGEST_ITEMS and not host.near(spec.members):
+        moved = max(max(spec.received(rank), spec.sent(rank)) for rank in range(team.size))
+        if plan.batch * moved > LARGEST_ITEMS and not (sharing and team.together(spec.members)):
             unit = "the picture" if source == PICTURE else f"unit {plan.graph.units[source].name}"
             raise PlanError(
                 f"the messages with the output of {unit} have {FLOAT_BYTES * plan.batch * moved / 2**30:.1f} GiB, "
@@ -240,40 +236,40 @@ def _holds(plan: Plan, cuts: list[Pieces], unit: Unit, rank: int) -> bool:
     return Frame.of(plan.exchanges[source], rank, partial=partial).holds
 
 
-def _cuts(plan: Plan, settings: Settings, comm: MPI.Intracomm, host: Host) -> list[Pieces]:
+def _cuts(plan: Plan, settings: Settings, team: Team, *, sharing: bool) -> list[Pieces]:
     """In which pieces every unit of the body is computed. Collective.
 
     Where maps change hands in shared memory nothing travels that more computing could hide.
     """
     whole: list[Pieces] = [(boxes,) for boxes in plan.boxes]
-    if settings.overlap == "off" or comm.size == 1:
+    if settings.overlap == "off" or team.size == 1:
         return whole
-    seconds_per_byte = 0.0 if settings.overlap == "on" else _seconds_per_byte(comm, settings.dilation)
+    seconds_per_byte = 0.0 if settings.overlap == "on" else _seconds_per_byte(team, settings.dilation)
     cuts: list[Pieces] = []
     for index, unit in enumerate(plan.graph.body):
         cut: Pieces = (plan.boxes[index],)
         if index in plan.exchanges:
             spec = plan.exchanges[index]
             most = FLOAT_BYTES * plan.batch * max(spec.received(rank) for rank in range(plan.ranks))
-            slow = not host.near(spec.members) and most * seconds_per_byte >= WORTH_S
+            slow = not (sharing and team.together(spec.members)) and most * seconds_per_byte >= WORTH_S
             if settings.overlap == "on" or slow:
                 cut = pieces(unit, spec)
         cuts.append(cut)
     return cuts
 
 
-def _seconds_per_byte(comm: MPI.Intracomm, dilation: float) -> float:
+def _seconds_per_byte(team: Team, dilation: float) -> float:
     """What a byte takes on the slowest link of a ring, undilated, the same on all ranks. Collective."""
     out, back = np.zeros(PROBE_BYTES, np.uint8), np.empty(PROBE_BYTES, np.uint8)
-    right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+    right, left = (team.rank + 1) % team.size, (team.rank - 1) % team.size
     times, place = [], Place("the measurement of the links", (left, right))
     for _ in range(2):
-        meet(comm, place.name)
+        meet(team, place.name)
         begin = perf_counter()
-        wait(comm, [comm.Irecv(back, left, TAG), comm.Isend(out, right, TAG)], place)
+        wait(team, [team.comm.Irecv(back, left, TAG), team.comm.Isend(out, right, TAG)], place)
         times.append(perf_counter() - begin)
     slowest = np.array([min(times)])
-    wait(comm, [comm.Iallreduce(MPI.IN_PLACE, slowest, MPI.MAX)], Place(place.name))
+    wait(team, [team.comm.Iallreduce(MPI.IN_PLACE, slowest, MPI.MAX)], Place(place.name))
     return float(slowest[0]) / PROBE_BYTES / dilation
 
 

@@ -17,9 +17,9 @@ from mpi4py import MPI
 from mpiconv.errors import MpiconvError, UsageError, reason
 from mpiconv.graph.outputs import with_tensors
 from mpiconv.job.control import allgather_json, bcast_json
-from mpiconv.job.progress import Progress
-from mpiconv.job.waiting import Awaited, Waiting, meet
-from mpiconv.job.watch import START, Place, Watch
+from mpiconv.job.team import Team
+from mpiconv.job.waiting import Awaited, meet
+from mpiconv.job.watch import START, Place
 from mpiconv.partition import Plan
 from mpiconv.partition.plan import ROOT
 from mpiconv.runtime.compute.local import Paced
@@ -74,7 +74,7 @@ class DistributedNet:
     def __init__(
         self,
         plan: Plan,
-        comm: MPI.Intracomm,
+        team: Team,
         settings: Settings,
         slots: list[Slot],
         computes: list[list[Compute | None]],
@@ -84,9 +84,8 @@ class DistributedNet:
         tracing_s: float = 0.0,
     ) -> None:
         self.tracing_s, self._guard = tracing_s, guard
-        self.plan, self.comm, self.settings = plan, comm, settings
+        self.plan, self.team, self.settings = plan, team, settings
         self._frees: list[Callable[[], object]] = [*(slot.close for slot in slots), *frees]
-        self._watch = Watch.of(comm)
         self._broken = ""
         self._streaming: weakref.ref[Generator[Any, None, None]] | None = None
         self.weight_bytes = weight_bytes
@@ -94,11 +93,11 @@ class DistributedNet:
             unit.name for unit, step in zip(plan.graph.units, slots[0].steps, strict=True) if step.early
         )
         self._slots = slots
-        self._waiting = Waiting(settings.wait, self._watch)
+        self._waiting = team.waiting(settings.wait)
         self.sharing = slots[0].sharing
         exchangers = [exchanger for slot in slots for parts in slot.exchangers.values() for exchanger in parts]
         messages = any(isinstance(e, Exchanger) and e.pattern != "none" for e in exchangers)
-        self._progress = Progress(wanted=messages and (bool(self.overlapped) or settings.in_flight > 1))
+        self._progress = team.progress(wanted=messages and (bool(self.overlapped) or settings.in_flight > 1))
         self._number = 0
         self._reused = {e.buffer.untyped_storage().data_ptr() for e in exchangers if e.buffer is not None}
         counters = [
@@ -106,7 +105,7 @@ class DistributedNet:
             for u in range(len(plan.graph.units))
         ]
         paced = [compute for unit in computes for compute in unit if isinstance(compute, Paced)]
-        self._recorder = Recorder(plan, comm, counters, paced, weight_bytes)
+        self._recorder = Recorder(plan, team, counters, paced, weight_bytes)
         self.no_meter = self._recorder.no_meter
         self.reset()
 
@@ -132,7 +131,7 @@ class DistributedNet:
         """
         self._end_stream()
         number, refusal = STOP, ""
-        if self.comm.rank == ROOT:
+        if self.team.rank == ROOT:
             try:
                 images = self._checked(images)
                 number = self._next_number()
@@ -144,7 +143,7 @@ class DistributedNet:
                 self._waiting.all(frame.awaited)
             output, number = done
             if number == REFUSED:
-                refusal = bcast_json(self.comm, refusal, what="the start of the next picture")
+                refusal = bcast_json(self.team, refusal, what="the start of the next picture")
         if refusal:
             raise UsageError(refusal)
         if number == STOP:
@@ -180,7 +179,7 @@ class DistributedNet:
         """
         self._end_stream()
         copied = self._slots[0].memory.format if copy and len(self._slots) > 1 else None
-        stream = self._stream(Feed(batches if self.comm.rank == ROOT else None, self._checked, copied))
+        stream = self._stream(Feed(batches if self.team.rank == ROOT else None, self._checked, copied))
         next(stream)  # from here on leaving it tells the others
         self._streaming = weakref.ref(stream)
         return stream
@@ -258,8 +257,8 @@ class DistributedNet:
             with self._progress:
                 yield
         except BaseException as error:
-            self._broken = reason(error, self.comm.rank)
-            self._watch.failed(error)
+            self._broken = reason(error, self.team.rank)
+            self.team.watch.failed(error)
             raise
 
     def reset(self) -> None:
@@ -276,9 +275,10 @@ class DistributedNet:
         """
         self._end_stream()
         if not self._broken:
-            meet(self.comm, "the end of the network")
+            meet(self.team, "the end of the network")
             for free in self._frees:
                 free()
+            self.team.close()
         self._slots, self._frees = [], []
         self._recorder.close()
         self._broken = self._broken or "it was closed"
@@ -288,8 +288,8 @@ class DistributedNet:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None and not self._broken:
-            self._broken = reason(error, self.comm.rank)
-            self._watch.failed(error)
+            self._broken = reason(error, self.team.rank)
+            self.team.watch.failed(error)
         self.close()
 
     @property
@@ -325,20 +325,20 @@ class DistributedNet:
     def _opened(self, slot: Slot, images: torch.Tensor | None, number: int) -> _Frame:
         """The next frame in a slot: the root has its number go round, or STOP, or REFUSED."""
         message = np.array([number], np.int64)
-        told = [slot.comm.Ibcast(message, ROOT)]
+        told = [slot.team.comm.Ibcast(message, ROOT)]
         return _Frame(slot, self._told(slot, message, told, images))
 
     def _told(
         self, slot: Slot, message: np.ndarray, told: list[MPI.Request], images: torch.Tensor | None
     ) -> Generator[Awaited, None, tuple[Any, int]]:
-        if self.comm.rank != ROOT:
+        if self.team.rank != ROOT:
             yield Awaited(told, place=START)
         output, number = None, int(message[0])
         if number >= 0:
-            output, stamps = yield from slot.run(images if self.comm.rank == ROOT else None)
-            output = self._own_copies(output, images) if self.comm.rank == ROOT else None
+            output, stamps = yield from slot.run(images if self.team.rank == ROOT else None)
+            output = self._own_copies(output, images) if self.team.rank == ROOT else None
             self._recorder.add(number, stamps, perf_counter() - stamps[0])
-        if self.comm.rank == ROOT and not MPI.Request.Testall(told):
+        if self.team.rank == ROOT and not MPI.Request.Testall(told):
             yield Awaited(told, place=TOLD)
         return output, number
 
@@ -354,12 +354,12 @@ class DistributedNet:
     def first_not_finite(self) -> str:
         """The unit and rank of the first output that was not finite, of those guarded; empty if none. Collective."""
         found = self._guard.found
-        everywhere = allgather_json(self.comm, [*found, self.comm.rank] if found is not None else None)
+        everywhere = allgather_json(self.team, [*found, self.team.rank] if found is not None else None)
         first = min((tuple(each) for each in everywhere if each is not None), default=None)
         return "" if first is None else f"unit {first[2]} on rank {first[3]}"
 
     def _checked(self, images: torch.Tensor | None) -> torch.Tensor | None:
-        if self.comm.rank != ROOT:
+        if self.team.rank != ROOT:
             return None
         unfit = why_unfit(images, self.plan.input_shape, finite=self.settings.compute != "eager")
         if unfit or images is None:

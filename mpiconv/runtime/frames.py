@@ -11,15 +11,16 @@ import torch
 from mpi4py import MPI
 
 from mpiconv.graph.form import PICTURE, Unit
+from mpiconv.job.team import Team
 from mpiconv.job.waiting import Awaited, Flags, Gate
 from mpiconv.job.watch import Place as Where
 from mpiconv.partition import Box, Exchange, Plan
 from mpiconv.partition.pieces import Pieces
 from mpiconv.partition.receptive import unit_needs
 from mpiconv.runtime.compute.windows import margin
-from mpiconv.runtime.exchange.messages import Exchanger, Groups
+from mpiconv.runtime.exchange.messages import Exchanger
 from mpiconv.runtime.exchange.parts import Around, Frame, Memory
-from mpiconv.runtime.exchange.shared import Host, SharedExchanger, SharedMaps
+from mpiconv.runtime.exchange.shared import SharedExchanger, SharedMaps
 from mpiconv.runtime.exchange.wire import Wire
 
 Place = tuple[slice, ...] | None
@@ -59,45 +60,43 @@ class Step:
 class Slot:
     """The buffers, messages and steps of one frame; several frames under way have one each.
 
-    ``comm`` is the slot's own, so that the messages of frames cannot be taken for each other's; ``host`` the ranks that
-    exchange maps through shared memory; ``ahead`` says that the next frame may come in before this one's last unit.
+    ``team`` is the slot's own, so that the messages of frames cannot be taken for each other's; ``sharing`` says that
+    ranks that see one memory exchange maps through it, ``ahead`` that the next frame may come in before this one's
+    last unit.
     """
 
     def __init__(
         self,
         plan: Plan,
-        comm: MPI.Intracomm,
+        team: Team,
         memory: Memory,
         wire: Wire,
         cuts: Sequence[Pieces],
         computes: Sequence[Sequence[Compute | None]],
-        host: Host,
         *,
+        sharing: bool = False,
         ahead: bool = False,
     ) -> None:
-        self.comm, self.plan, self.memory = comm, plan, memory
-        self._groups: Groups = {}
+        self.team, self.plan, self.memory = team, plan, memory
         parts: dict[int, list[Exchange]] = {}
         frames: dict[int, list[Frame]] = {}
         for source, spec in plan.exchanges.items():
             made = cuts[source] if source != PICTURE else (spec.owned,)
             parts[source] = [spec.part(owned) for owned in made] if len(made) > 1 else [spec]
             frames[source] = [
-                Frame.of(spec, rank, around_of(plan, source, rank), partial=len(made) > 1) for rank in range(comm.size)
+                Frame.of(spec, rank, around_of(plan, source, rank), partial=len(made) > 1) for rank in range(team.size)
             ]
         self.exchangers: dict[int, tuple[AnyExchanger, ...]] = {}
-        near = {
-            s: spec for s, spec in plan.exchanges.items() if host.near(spec.members) and spec.members[0] in host.ranks
-        }
-        self.exchangers |= SharedMaps(near, parts, frames, plan.batch, comm.rank, host, memory).exchangers
+        near = {s: spec for s, spec in plan.exchanges.items() if sharing and set(spec.members) <= set(team.neighbours)}
+        self.exchangers |= SharedMaps(near, parts, frames, plan.batch, team, memory).exchangers
         self.sharing = bool(self.exchangers)
         others = [source for source in plan.exchanges if source not in self.exchangers]  # groups form in this order
         for source in others:
             buffer: torch.Tensor | None = None
             found: list[Exchanger] = []
             for part in parts[source]:
-                frame = frames[source][comm.rank]
-                found.append(Exchanger(part, plan.batch, comm, self._groups, memory, wire, frame, buffer))
+                frame = frames[source][team.rank]
+                found.append(Exchanger(part, plan.batch, team, memory, wire, frame, buffer))
                 buffer = found[0].buffer
             self.exchangers[source] = tuple(found)
         self._turning = isinstance(self.exchangers.get(PICTURE, (None,))[0], SharedExchanger)
@@ -115,16 +114,14 @@ class Slot:
         self._leaves = self._ahead and holds and MPI.Query_thread() == MPI.THREAD_MULTIPLE  # moves while it computes
 
     def close(self) -> None:
-        """Give back messages and communicators, all but ``comm``. Collective."""
+        """Give back messages."""
         for found in self.exchangers.values():
             for exchanger in found:
                 exchanger.close()
-        for group in self._groups.values():
-            group.Free()
-        self.exchangers, self._groups = {}, {}
+        self.exchangers = {}
 
     def _step(self, index: int, cuts: Sequence[Pieces], computes: Sequence[Compute | None]) -> Step:
-        plan, rank = self.plan, self.comm.rank
+        plan, rank = self.plan, self.team.rank
         unit = plan.graph.units[index]
         boxes = [piece[rank] for piece in cuts[index]] if index < len(plan.boxes) else [plan.owned[index][rank]]
         pieces = tuple(Piece(self._inputs(unit, box), compute) for box, compute in zip(boxes, computes, strict=True))

@@ -21,8 +21,7 @@ from mpiconv.runtime.stamps import Stamps
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mpi4py import MPI
-
+    from mpiconv.job.team import Team
     from mpiconv.runtime.compute.local import Paced
     from mpiconv.runtime.exchange.parts import Counter
 
@@ -33,15 +32,13 @@ Counters = list[list[tuple[str, "Counter"]]]
 class Recorder:
     """One rank's stamps and counts since the last ``reset``, and the record of all ranks from them."""
 
-    def __init__(
-        self, plan: Plan, comm: MPI.Intracomm, counters: Counters, paced: Sequence[Paced], weight_bytes: int
-    ) -> None:
-        self.plan, self.comm, self.weight_bytes = plan, comm, weight_bytes
+    def __init__(self, plan: Plan, team: Team, counters: Counters, paced: Sequence[Paced], weight_bytes: int) -> None:
+        self.plan, self.team, self.weight_bytes = plan, team, weight_bytes
         self._counters, self._paced = counters, paced
         self._stamps = Stamps(2 * len(plan.graph.units) + 1)
         self.calls = 0
-        hosts = allgather_json(comm, socket.gethostname())
-        self._meter, self.no_meter = find_meter() if hosts.index(hosts[comm.rank]) == comm.rank else (None, "")
+        hosts = team.hosts
+        self._meter, self.no_meter = find_meter() if hosts.index(hosts[team.rank]) == team.rank else (None, "")
 
     def add(self, number: int, stamps: list[float], latency_s: float) -> None:
         """Note frame ``number``: its start, the ends of every unit's exchange and computing; what it took here."""
@@ -51,7 +48,7 @@ class Recorder:
     def reset(self) -> None:
         """Forget what was measured so far, compare clocks, start power meters. Collective."""
         self._stamps.clear()
-        self._clocks = read_clocks(self.comm)
+        self._clocks = read_clocks(self.team)
         if self._meter is not None:
             self._meter.start()
 
@@ -67,7 +64,7 @@ class Recorder:
 
     def record(self, pace: float) -> Record:
         """What this rank measured, its times on its own clock."""
-        units, rank = range(len(self.plan.graph.units)), self.comm.rank
+        units, rank = range(len(self.plan.graph.units)), self.team.rank
         ends, latency_s = self._stamps.in_order()
         ends = ends[:, np.newaxis]
         stamps = np.stack([ends[..., :-1:2], ends[..., 1::2], ends[..., 2::2]], axis=-1)
@@ -100,15 +97,15 @@ class Recorder:
 
     def collect(self, mine: Record, dilation: float) -> Record | None:
         """The record of all ranks on rank 0, its times on the root's clock; None on the others. Collective."""
-        clocks = read_clocks(self.comm)
-        texts = allgather_json(self.comm, {name: getattr(mine, name) for name in TEXTS})
+        clocks = read_clocks(self.team)
+        texts = allgather_json(self.team, {name: getattr(mine, name) for name in TEXTS})
         arrays = {name: self._gather(getattr(mine, name)) for name in PER_RANK}
-        if self.comm.rank != ROOT:
+        if self.team.rank != ROOT:
             return None
         begin = mine.stamps_s[0, 0, 0, 0] if len(mine.stamps_s) else 0.0
         elapsed = max(clocks.when_s - self._clocks.when_s, 1e-9)
         parts = []
-        for rank in range(self.comm.size):
+        for rank in range(self.team.size):
             own: dict[str, Any] = {name: array[rank] for name, array in arrays.items()} | {
                 "stamps_s": on_root_clock(arrays["stamps_s"][rank], rank, self._clocks, clocks) - begin,
                 "clock_offset_s": self._clocks.offset_s[[rank]],
@@ -120,9 +117,9 @@ class Recorder:
         return undilated(merge(parts), dilation)
 
     def _gather(self, array: np.ndarray) -> np.ndarray:
-        everything = np.empty((self.comm.size, *array.shape), array.dtype) if self.comm.rank == ROOT else None
-        request = self.comm.Igather(np.ascontiguousarray(array), everything, ROOT)
-        wait(self.comm, [request], Place("the collection of what was measured"))
+        everything = np.empty((self.team.size, *array.shape), array.dtype) if self.team.rank == ROOT else None
+        request = self.team.comm.Igather(np.ascontiguousarray(array), everything, ROOT)
+        wait(self.team, [request], Place("the collection of what was measured"))
         return everything if everything is not None else array
 
     @property

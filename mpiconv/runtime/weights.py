@@ -17,15 +17,14 @@ from mpiconv.partition import Box, Span
 from mpiconv.partition.exchange import Exchange, exchange
 from mpiconv.partition.plan import FLOAT_BYTES, ROOT, Plan
 from mpiconv.partition.receptive import layer_boxes
-from mpiconv.runtime.exchange.messages import Exchanger, Groups
+from mpiconv.runtime.exchange.messages import Exchanger
 from mpiconv.runtime.exchange.parts import Frame
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
-    from mpi4py import MPI
-
     from mpiconv.graph.form import Graph, Param
+    from mpiconv.job.team import Team
 
 LayerWeights = list[dict[str, torch.Tensor]]
 Progress = Callable[[int, int], object]
@@ -52,12 +51,12 @@ def _fits(param: Param, tensor: torch.Tensor) -> bool:
         return False
 
 
-def readers_of(comm: MPI.Intracomm, path: str) -> tuple[int, ...]:
+def readers_of(team: Team, path: str) -> tuple[int, ...]:
     """The ranks but the root that have the same weights file as the root under this path. Collective.
 
     Raises ModelError on every rank if one has another file there; it is named.
     """
-    found = allgather_json(comm, fingerprint(path))
+    found = allgather_json(team, fingerprint(path))
 
     def compare() -> list[int]:
         for rank, mark in enumerate(found):
@@ -65,7 +64,7 @@ def readers_of(comm: MPI.Intracomm, path: str) -> tuple[int, ...]:
                 raise ModelError(f"rank {rank} has another file {path} than rank {ROOT}: copy it anew, or remove it")
         return [rank for rank, mark in enumerate(found) if mark and rank != ROOT]
 
-    return tuple(bcast_json(comm, on_root(comm, compare)))
+    return tuple(bcast_json(team, on_root(team, compare)))
 
 
 class UnitWeights:
@@ -78,23 +77,22 @@ class UnitWeights:
         self,
         plan: Plan,
         state: Mapping[str, torch.Tensor],
-        comm: MPI.Intracomm,
+        team: Team,
         path: str = "",
         readers: Collection[int] = (),
         always_sent: Collection[str] = (),
         progress: Progress | None = None,
     ) -> None:
         self.always_sent = always_sent
-        self.plan, self.state, self.comm, self.readers = plan, state, comm, readers
+        self.plan, self.state, self.team, self.readers = plan, state, team, readers
         self.nbytes = 0  # of this rank's slices so far
         self.progress, self.sent_bytes = progress, 0
         units = range(len(plan.graph.body)) if progress is not None else ()
         self.all_bytes = sum(
             self._sent_bytes(param, spans) for unit in units for _, param, spans in self._tensors(unit)
         )
-        self.groups: Groups = {}
         wanted = [param.key for unit in plan.graph.units for param in unit.params]
-        self.file = WeightsFile(path, wanted) if comm.rank in readers else None
+        self.file = WeightsFile(path, wanted) if team.rank in readers else None
 
     def __call__(self, index: int) -> LayerWeights:
         """For every layer of a unit of the body, this rank's slices of the tensors by role. Collective.
@@ -134,20 +132,14 @@ class UnitWeights:
         if self.progress is not None and self.all_bytes:
             self.progress(self.sent_bytes + round(more), self.all_bytes)
 
-    def close(self) -> None:
-        """Give back the communicators that it took."""
-        for group in self.groups.values():
-            group.Free()
-        self.groups = {}
-
     def _slice(self, param: Param, spans: list[Span]) -> torch.Tensor | None:
         """This rank's rows of one tensor, None if they are none. Collective."""
         readers = self._readers(param)
         sent = [Span() if rank in readers else span for rank, span in enumerate(spans)]
         size = self._sent_bytes(param, spans)
-        received = _sent(param, sent, self.state, self.comm, self.groups, lambda part: self._tell(part * size))
-        mine = spans[self.comm.rank]
-        reads = self.file is not None and self.comm.rank in readers and mine
+        received = _sent(param, sent, self.state, self.team, lambda part: self._tell(part * size))
+        mine = spans[self.team.rank]
+        reads = self.file is not None and self.team.rank in readers and mine
         return self.file.rows(param, mine.lo, mine.hi) if self.file is not None and reads else received
 
 
@@ -155,8 +147,7 @@ def _sent(
     param: Param,
     spans: list[Span],
     state: Mapping[str, torch.Tensor],
-    comm: MPI.Intracomm,
-    groups: Groups,
+    team: Team,
     told: Callable[[float], object],
 ) -> torch.Tensor | None:
     """This rank's rows of one tensor: a map of as many channels as it has rows, which the root owns whole."""
@@ -166,13 +157,13 @@ def _sent(
     needed = [Box(span, whole.rows, whole.columns) for span in spans]
     spread = exchange(owned, needed, f"weights {param.key}")
     tensor = None
-    if comm.rank == ROOT:
+    if team.rank == ROOT:
         tensor = rows_of(param, state[param.key].detach()).contiguous().view(1, rows, 1, width)
-    got = _in_chunks(spread, tensor, comm, groups, Place(f"weights {param.key}"), told)
-    need = needed[comm.rank]
+    got = _in_chunks(spread, tensor, team, Place(f"weights {param.key}"), told)
+    need = needed[team.rank]
     if not need or got is None:
         return None
-    return got[0, slice(need.channels.lo, need.channels.hi) if comm.rank == ROOT else slice(None)].reshape(
+    return got[0, slice(need.channels.lo, need.channels.hi) if team.rank == ROOT else slice(None)].reshape(
         len(need.channels), *param.shape[1:]
     )
 
@@ -180,8 +171,7 @@ def _sent(
 def _in_chunks(
     spread: Exchange,
     tensor: torch.Tensor | None,
-    comm: MPI.Intracomm,
-    groups: Groups,
+    team: Team,
     place: Place,
     told: Callable[[float], object],
 ) -> torch.Tensor | None:
@@ -189,7 +179,7 @@ def _in_chunks(
 
     ``told`` is called after each time with the part of the channels that was exchanged.
     """
-    whole, rank = spread.owned[ROOT], comm.rank
+    whole, rank = spread.owned[ROOT], team.rank
     rows, width = whole.shape[0], whole.shape[2]
     step = max(1, CHUNK_BYTES // (FLOAT_BYTES * max(width, 1)))
     got, buffer, frame = tensor, None, Frame.of(spread, rank)
@@ -197,9 +187,9 @@ def _in_chunks(
         chunk = Box(Span(lo, min(lo + step, rows)), whole.rows, whole.columns)
         part = spread
         if rows > step:
-            part = spread.part([chunk if r == ROOT else Box() for r in range(comm.size)])
+            part = spread.part([chunk if r == ROOT else Box() for r in range(team.size)])
             part = replace(part, part_of="bcast" if spread.pattern == "bcast" else "p2p")
-        exchanger = Exchanger(part, 1, comm, groups, frame=frame, buffer=buffer)
+        exchanger = Exchanger(part, 1, team, frame=frame, buffer=buffer)
         buffer = exchanger.buffer
         got = exchanger(tensor if tensor is None else tensor[:, chunk.channels.lo : chunk.channels.hi], place=place)
         exchanger.close()

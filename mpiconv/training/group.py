@@ -17,7 +17,7 @@ from mpiconv.errors import MpiconvError
 from mpiconv.job.control import allgather_json, bcast_json
 
 if TYPE_CHECKING:
-    from mpi4py import MPI
+    from mpiconv.job.team import Team
 
 TIMEOUT = timedelta(minutes=30)
 TRY_S = 3.0
@@ -30,7 +30,7 @@ SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
 
 
 @contextmanager
-def process_group(comm: MPI.Intracomm) -> Iterator[None]:
+def process_group(team: Team) -> Iterator[None]:
     """A torch.distributed process group of the communicator's ranks, for DistributedDataParallel. Collective.
 
     The mpi backend where torch was built with it, else gloo over TCP: rank 0 listens on a free port and announces its
@@ -41,7 +41,7 @@ def process_group(comm: MPI.Intracomm) -> Iterator[None]:
     MpiconvError
         On every rank, if there is no address of rank 0 that all others reach.
     """
-    if comm.size == 1:
+    if team.size == 1:
         yield
         return
     if not dist.is_available():
@@ -49,29 +49,29 @@ def process_group(comm: MPI.Intracomm) -> Iterator[None]:
     if dist.is_mpi_available():
         dist.init_process_group("mpi")
     else:
-        dist.init_process_group("gloo", store=_meet(comm), rank=comm.rank, world_size=comm.size, timeout=TIMEOUT)
+        dist.init_process_group("gloo", store=_meet(team), rank=team.rank, world_size=team.size, timeout=TIMEOUT)
     try:
         yield
     except RuntimeError as error:
         if "peer" not in str(error) and "gloo" not in str(error):
             raise
         time.sleep(LOST_S)
-        raise MpiconvError(f"rank {comm.rank} lost another rank: {' '.join(str(error).split())}") from None
+        raise MpiconvError(f"rank {team.rank} lost another rank: {' '.join(str(error).split())}") from None
     finally:
         dist.destroy_process_group()
 
 
-def _meet(comm: MPI.Intracomm) -> Any:
+def _meet(team: Team) -> Any:
     """The store through which the ranks find each other. Collective."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    hosts = allgather_json(comm, socket.gethostname())
+    hosts = allgather_json(team, socket.gethostname())
     alone = len(set(hosts)) == 1
-    store = TCPStore(LOOPBACK, 0, comm.size, True, TIMEOUT, wait_for_workers=False) if comm.rank == 0 else None
+    store = TCPStore(LOOPBACK, 0, team.size, True, TIMEOUT, wait_for_workers=False) if team.rank == 0 else None
     addresses = [LOOPBACK] if alone else _addresses()
-    port, offered = bcast_json(comm, [store.port, addresses] if store is not None else None)
-    reached = {address: mine for address in offered if (mine := _own_address(address, port, comm.rank))}
-    everywhere = allgather_json(comm, list(reached))
+    port, offered = bcast_json(team, [store.port, addresses] if store is not None else None)
+    reached = {address: mine for address in offered if (mine := _own_address(address, port, team.rank))}
+    everywhere = allgather_json(team, list(reached))
     common = [address for address in offered if all(address in found for found in everywhere)]
     if not common:
         lost = [f"rank {rank} on {hosts[rank]}" for rank, found in enumerate(everywhere) if not found]
@@ -83,7 +83,7 @@ def _meet(comm: MPI.Intracomm) -> Any:
     name = names.get(reached[common[0]])
     if name is not None:  # else gloo takes what the host's name resolves to
         os.environ.setdefault(INTERFACE, name)
-    return store if store is not None else TCPStore(common[0], port, comm.size, False, TIMEOUT)
+    return store if store is not None else TCPStore(common[0], port, team.size, False, TIMEOUT)
 
 
 def _own_address(address: str, port: int, rank: int) -> str:

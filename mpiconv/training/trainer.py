@@ -27,7 +27,7 @@ from mpiconv.training.settings import Epoch, Settings, difference
 from mpiconv.training.start import Task, begin
 
 if TYPE_CHECKING:
-    from mpi4py import MPI
+    from mpiconv.job.team import Team
 
 Told = Callable[[int, int, float], None]
 """Is told after each step: steps done, steps in all, the step's loss."""
@@ -41,7 +41,7 @@ def checkpoint_of(output: str | Path) -> Path:
 
 def train(
     settings: Settings,
-    comm: MPI.Intracomm,
+    team: Team,
     output: str | Path,
     *,
     resume: bool = False,
@@ -57,7 +57,7 @@ def train(
     ----------
     settings
         What to do.
-    comm
+    team
         The communicator; every rank reads the data and builds the model for itself.
     output
         The .safetensors file of the weights with the best held-out accuracy; ``checkpoint_of`` it lies beside it.
@@ -77,25 +77,25 @@ def train(
         The data, the model, the checkpoint or the settings are wrong, or the loss is no number.
     """
     task = begin(settings)
-    _check_ranks(comm, settings, task)
-    with process_group(comm):
-        return _Trainer(settings, comm, task, Path(output)).run(resume, on_step, on_epoch)
+    _check_ranks(team, settings, task)
+    with process_group(team):
+        return _Trainer(settings, team, task, Path(output)).run(resume, on_step, on_epoch)
 
 
-def _check_ranks(comm: MPI.Intracomm, settings: Settings, task: Task) -> None:
+def _check_ranks(team: Team, settings: Settings, task: Task) -> None:
     """Raise unless all ranks see the same data and each has pictures in every batch. Collective."""
-    for rank, summary in enumerate(allgather_json(comm, task.summary)):
+    for rank, summary in enumerate(allgather_json(team, task.summary)):
         other = difference(summary, task.summary)
         if other:
-            raise MpiconvError(f"rank {rank} finds other data than rank {comm.rank}: {other}; copy them to all hosts")
+            raise MpiconvError(f"rank {rank} finds other data than rank {team.rank}: {other}; copy them to all hosts")
     least = min(settings.batch, len(task.learned))
-    if least < comm.size:
-        raise UsageError(f"a batch of {least} pictures cannot be shared among {comm.size} ranks: raise --batch")
+    if least < team.size:
+        raise UsageError(f"a batch of {least} pictures cannot be shared among {team.size} ranks: raise --batch")
 
 
 class _Trainer:
-    def __init__(self, settings: Settings, comm: MPI.Intracomm, task: Task, output: Path) -> None:
-        self.settings, self.comm, self.task, self.output = settings, comm, task, output
+    def __init__(self, settings: Settings, team: Team, task: Task, output: Path) -> None:
+        self.settings, self.team, self.task, self.output = settings, team, task, output
         self.model = task.model
         self.parameters = dict(self.model.named_parameters())
         self.optimiser = torch.optim.SGD(
@@ -108,8 +108,8 @@ class _Trainer:
         while len(epochs) < self.settings.epochs:
             begun, number = time.monotonic(), len(epochs) + 1
             # a new wrapper an epoch: after its first step it reorders its sums, and a resumed training has to as well
-            net = DistributedDataParallel(self.model) if self.comm.size > 1 else self.model
-            loss = self._learn(net, number, on_step if self.comm.rank == 0 else None)
+            net = DistributedDataParallel(self.model) if self.team.size > 1 else self.model
+            loss = self._learn(net, number, on_step if self.team.rank == 0 else None)
             del net
             gc.collect()  # with it go its hooks and its copy of the gradients
             accuracy = self._validate()
@@ -118,14 +118,14 @@ class _Trainer:
             epoch = Epoch(number, loss, accuracy, rate, seconds)
             best = max((earlier.accuracy for earlier in epochs), default=-1.0)
             epochs = (*epochs, epoch)
-            on_root(self.comm, lambda: self._write(epochs, accuracy > best))  # noqa: B023 - called at once
-            if on_epoch is not None and self.comm.rank == 0:
+            on_root(self.team, lambda: self._write(epochs, accuracy > best))  # noqa: B023 - called at once
+            if on_epoch is not None and self.team.rank == 0:
                 on_epoch(epoch)
         return epochs
 
     def _learn(self, net: nn.Module, number: int, on_step: Told | None) -> float:
         """One epoch of steps; the mean loss of its pictures. Collective."""
-        settings, rank, ranks = self.settings, self.comm.rank, self.comm.size
+        settings, rank, ranks = self.settings, self.team.rank, self.team.size
         torch.manual_seed(int(np.random.SeedSequence((settings.seed, number, rank)).generate_state(1)[0]))
         flip = settings.flip and self.task.learned.about.flip
         net.train()
@@ -161,12 +161,12 @@ class _Trainer:
     def _validate(self) -> float:
         """The part of the held-out pictures, shared among the ranks, that get the right class. Collective."""
         self.model.eval()
-        if self.comm.size > 1:
+        if self.team.size > 1:
             for buffer in self.model.buffers():  # a rank's BatchNorm has seen other pictures; rank 0's is written
                 dist.broadcast(buffer, 0)
         right = np.zeros(1)
-        mine = np.arange(self.comm.rank, len(self.task.held_out), self.comm.size)
-        size = max(self.settings.batch // self.comm.size, 1)
+        mine = np.arange(self.team.rank, len(self.task.held_out), self.team.size)
+        size = max(self.settings.batch // self.team.size, 1)
         with torch.inference_mode():
             for start in range(0, len(mine), size):
                 images, answers = _read(self.task.held_out, mine[start : start + size], self.task)
@@ -175,7 +175,7 @@ class _Trainer:
 
     def _sum(self, mine: np.ndarray) -> np.ndarray:
         total = np.empty_like(mine)
-        self.comm.Allreduce(mine, total)
+        self.team.comm.Allreduce(mine, total)
         return total
 
     def _write(self, epochs: tuple[Epoch, ...], best: bool) -> None:
@@ -203,15 +203,15 @@ class _Trainer:
         def read() -> Checkpoint:
             return read_checkpoint(checkpoint_of(self.output), self.settings, self.task.summary)
 
-        found = on_root(self.comm, read)
+        found = on_root(self.team, read)
         if found is not None:
             self.model.load_state_dict(dict(found.model))  # DistributedDataParallel gives it to the others
         for name, parameter in self.parameters.items() if self.settings.momentum else ():
             momentum = found.momenta[name] if found is not None else torch.zeros_like(parameter)
-            if self.comm.size > 1:
+            if self.team.size > 1:
                 dist.broadcast(momentum, 0)
             self.optimiser.state[parameter]["momentum_buffer"] = momentum
-        told: list[dict[str, Any]] = bcast_json(self.comm, [vars(e) for e in found.epochs] if found else None)
+        told: list[dict[str, Any]] = bcast_json(self.team, [vars(e) for e in found.epochs] if found else None)
         return tuple(Epoch(**epoch) for epoch in told)
 
 

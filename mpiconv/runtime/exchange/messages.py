@@ -15,13 +15,10 @@ from mpiconv.runtime.exchange.parts import Counter, Frame, Memory, Parts, given
 from mpiconv.runtime.exchange.wire import FLOAT32, Wire
 
 if TYPE_CHECKING:
+    from mpiconv.job.team import Team
     from mpiconv.partition import Exchange
 
-Groups = dict[tuple[int, ...], MPI.Intracomm]
-"""The communicator of each group of ranks that a collective needed, made once."""
-
 TAG = 7
-MEETING_TAG = 13
 COLLECTIVES = ("bcast", "scatterv", "gatherv", "allgatherv")
 
 
@@ -47,15 +44,14 @@ class Exchanger:
         self,
         exchange: Exchange,
         batch: int,
-        comm: MPI.Intracomm,
-        groups: Groups,
+        team: Team,
         memory: Memory | None = None,
         wire: Wire = FLOAT32,
         frame: Frame | None = None,
         buffer: torch.Tensor | None = None,
     ) -> None:
-        rank = comm.rank
-        self.comm, self.rank, self.batch, self.wire = comm, rank, batch, wire
+        rank = team.rank
+        self.team, self.rank, self.batch, self.wire = team, rank, batch, wire
         self.memory = memory or Memory(channels_last=False)
         self.counter = Counter()
         frame = frame or Frame.of(exchange, rank)
@@ -77,9 +73,7 @@ class Exchanger:
             if t.target == rank:
                 self.receives.setdefault(t.source, []).append(t.box)
         if self.pattern in COLLECTIVES:
-            if self.members not in groups:
-                groups[self.members] = _group(comm, self.members)
-            self.group = groups[self.members]
+            self.group = team.part(self.members).comm
         self._keep(self.own & need)
         self.incoming: Parts | None = None
         self.outgoing: Parts | None = None
@@ -118,7 +112,7 @@ class Exchanger:
 
     def __call__(self, tensor: torch.Tensor | None, place: Place = ANYWHERE) -> torch.Tensor | None:
         """Start, wait, finish."""
-        wait(self.comm, self.start(tensor).requests, place)
+        wait(self.team, self.start(tensor).requests, place)
         return self.finish()
 
     def close(self) -> None:
@@ -217,12 +211,12 @@ class Exchanger:
         if self.receives:
             self.incoming = self._receiving(list(self.receives.values()))
             for number, source in enumerate(self.receives):
-                self._ready.append(self.comm.Recv_init(self.incoming.part(number), source, TAG))
+                self._ready.append(self.team.comm.Recv_init(self.incoming.part(number), source, TAG))
         if self.sends:
             self.outgoing = self._leaving(list(self.sends.values()), disjoint=False)
             if self.outgoing.fixed is not None:
                 for number, to in enumerate(self.sends):
-                    self._ready.append(self.comm.Send_init(self.outgoing.part(number), to, TAG))
+                    self._ready.append(self.team.comm.Send_init(self.outgoing.part(number), to, TAG))
 
     _prepare_sendrecv = _prepare_p2p
 
@@ -236,7 +230,7 @@ class Exchanger:
         if self.outgoing is None or self.outgoing.fixed is not None:
             return self._ready
         parts = enumerate(self.sends)
-        return [*self._ready, *(self.comm.Isend(self.outgoing.part(n, tensor), to, TAG) for n, to in parts)]
+        return [*self._ready, *(self.team.comm.Isend(self.outgoing.part(n, tensor), to, TAG) for n, to in parts)]
 
     _sendrecv = _p2p
 
@@ -244,23 +238,6 @@ class Exchanger:
         for count in parts.counts:
             self.counter.sent(count, distinct=0)
         self.counter.multicast_bytes += parts.distinct
-
-
-def _group(comm: MPI.Intracomm, members: tuple[int, ...]) -> MPI.Intracomm:
-    """A communicator of some ranks, made once all of them are there. Collective over them."""
-    first, *others = members
-    place, note = Place("the start of an exchange", members), bytearray(1)
-    for sent_by, sent_to in ((others, [first]), ([first], others)):
-        if comm.rank in sent_by:
-            wait(comm, [comm.Isend(note, to, MEETING_TAG) for to in sent_to], place)
-        elif comm.rank in sent_to:
-            wait(comm, [comm.Irecv(bytearray(1), source, MEETING_TAG) for source in sent_by], place)
-    everyone = comm.Get_group()
-    chosen = everyone.Incl(members)
-    made = comm.Create_group(chosen)
-    chosen.Free()
-    everyone.Free()
-    return made
 
 
 def _persistent(group: MPI.Intracomm, name: str, *arguments: Any) -> list[MPI.Request]:

@@ -6,98 +6,19 @@ cold caches. Here every rank writes what it made right where the others read it.
 
 from __future__ import annotations
 
-import mmap
-import os
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from mpi4py import MPI
 
-from mpiconv.job.control import allgather_json, bcast_json
-from mpiconv.job.waiting import Awaited, Flags, meet, wait
-from mpiconv.job.watch import Place, Watch
+from mpiconv.job.team import Team
+from mpiconv.job.waiting import Awaited, Flags, meet
 from mpiconv.partition import Box, Exchange
 from mpiconv.partition.box import union_size
 from mpiconv.partition.plan import FLOAT_BYTES
 from mpiconv.runtime.exchange.parts import Counter, Frame, Memory
 
 LINE_BYTES = 64
-MARK_BYTES = 16
-FINDING = "finding the ranks of each host"
-
-
-class Host:
-    """The ranks that see this rank's memory: those of its host, or itself alone where they cannot share. Collective.
-
-    Attributes
-    ----------
-    ranks
-        Their numbers in the communicator of the job, in order.
-    """
-
-    def __init__(self, comm: MPI.Intracomm, *, wanted: bool) -> None:
-        meet(comm, FINDING)
-        near = MPI.Intracomm(comm.Split_type(MPI.COMM_TYPE_SHARED))
-        leader = bcast_json(near, comm.rank)
-        near.Free()
-        wanted = wanted and comm.size > 1 and in_order()
-        found = allgather_json(comm, [leader, MPI.Get_processor_name()] if wanted else [comm.rank])
-        self._of = [found.index(one) for one in found]
-        self.ranks = tuple(rank for rank, first in enumerate(self._of) if first == self._of[comm.rank])
-        meet(comm, FINDING)
-        self.comm = MPI.Intracomm(comm.Split(self._of[comm.rank], comm.rank))
-        Watch.of(comm).attach(self.comm)
-
-    def near(self, ranks: Sequence[int]) -> bool:
-        """Whether all of these ranks see one memory, this one's or another's."""
-        return len({self._of[rank] for rank in ranks}) == 1
-
-    def share(self, size: int) -> memoryview | None:
-        """``size`` B of zeros that all these ranks see, for as long as one of them does. Collective over them.
-
-        It has no name that would be left behind by a rank that is killed: the others open it through the first one's
-        process, and look whether it is what was meant. None on all where it cannot be had: not Linux, too little
-        memory, or ranks that do not see each other's processes.
-        """
-        handle, path, mark = -1, "", b""
-        if self.comm.rank == 0:
-            try:
-                handle = os.memfd_create("mpiconv")
-                os.posix_fallocate(handle, 0, size)
-                path, mark = f"/proc/{os.getpid()}/fd/{handle}", os.urandom(MARK_BYTES)
-                os.pwrite(handle, mark, 0)
-            except (OSError, AttributeError):
-                handle = _closed(handle)
-        path, text = bcast_json(self.comm, [path if handle >= 0 else "", mark.hex()])
-        memory: mmap.mmap | None = None
-        try:
-            if path and self.comm.rank:
-                handle = os.open(path, os.O_RDWR)
-            if handle >= 0 and os.pread(handle, MARK_BYTES, 0).hex() == text:
-                memory = mmap.mmap(handle, size)
-        except OSError:
-            pass
-        everywhere = all(allgather_json(self.comm, memory is not None))
-        if everywhere and self.comm.rank == 0:
-            os.pwrite(handle, bytes(MARK_BYTES), 0)
-        _closed(handle)
-        return memoryview(memory) if memory is not None and everywhere else None
-
-
-def in_order() -> bool:
-    """Whether this processor shows others its writes in their order, so that a flag is not seen before the map.
-
-    Others need an instruction for it that Python does not have: there ranks of one host send messages.
-    """
-    return platform.machine().lower() in ("x86_64", "amd64", "i686")
-
-
-def _closed(handle: int) -> int:
-    if handle >= 0:
-        os.close(handle)
-    return -1
 
 
 @dataclass(frozen=True)
@@ -135,8 +56,7 @@ class SharedMaps:
         parts: Mapping[int, Sequence[Exchange]],
         frames: Mapping[int, Sequence[Frame]],
         batch: int,
-        rank: int,
-        host: Host,
+        team: Team,
         memory: Memory,
     ) -> None:
         self.exchangers: dict[int, tuple[SharedExchanger, ...]] = {}
@@ -150,6 +70,7 @@ class SharedMaps:
             for frame, readers in _sharing(whole, frames[source]).items():
                 places[source].append(_Region(frame, readers, size))
                 size += -(-FLOAT_BYTES * batch * frame.box.size // LINE_BYTES) * LINE_BYTES
+        rank, host = team.rank, team.part(team.neighbours) if size else team
         shared = host.share(size) if size else None
         if shared is None:
             return
@@ -169,7 +90,7 @@ class SharedMaps:
                 mine = shared[begin : begin + 2 * LINE_BYTES * len(frames[source])].cast("q")
                 made.append(SharedExchanger(part, batch, rank, frames[source], views, mine, memory, whole.pattern))
             self.exchangers[source] = tuple(made)
-        wait(host.comm, [host.comm.Ibarrier()], Place("making shared memory ready"))
+        meet(host, "making shared memory ready")
 
 
 def _sharing(exchange: Exchange, frames: Sequence[Frame]) -> dict[Frame, tuple[int, ...]]:

@@ -1,0 +1,195 @@
+"""The ranks that work together, and all that they reach each other by: the one owner of communicators."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+from mpi4py import MPI
+
+from mpiconv.job.control import allgather_json, bcast_json
+from mpiconv.job.host import cores_here
+from mpiconv.job.progress import Progress
+from mpiconv.job.shared_memory import in_order, share
+from mpiconv.job.waiting import Waiting, meet, wait
+from mpiconv.job.watch import Place, Watch
+
+MEETING_TAG = 13
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where a rank runs.
+
+    ``host`` is its name; ``memory`` a number that ranks have in common that see the same memory; ``cores`` are the
+    numbers of those that it may use; ``ordered`` says whether others see its writes in their order.
+    """
+
+    host: str
+    memory: int
+    cores: tuple[int, ...]
+    ordered: bool
+
+
+class Team:
+    """The ranks of a communicator. It owns what is made from it, and gives all of it back when it is closed.
+
+    ``Team.of`` makes one. Made from a team are ``twin``, the same ranks with messages that meet no others; ``part``,
+    some of its ranks; both are teams, and share its watch. ``shrink`` makes a team of the ranks that are left.
+
+    Attributes
+    ----------
+    comm
+        Its communicator, which nobody else uses.
+    watch
+        Looks after the long waits of this rank.
+    members
+        The numbers of its ranks as the watch counts them.
+    seats
+        Where each rank runs.
+
+    Examples
+    --------
+    >>> with Team.of(MPI.COMM_WORLD) as team:  # on every rank
+    ...     names = allgather_json(team, "alexnet" if team.rank == 0 else "")
+    """
+
+    def __init__(self, comm: MPI.Intracomm, watch: Watch, members: Sequence[int], seats: Sequence[Seat] = ()) -> None:
+        self.comm, self.watch = comm, watch
+        self.members, self.seats = tuple(members), tuple(seats)
+        self.rank, self.size = comm.rank, comm.size
+        self._parts: dict[tuple[int, ...], Team] = {}
+        self._made: list[Team] = []
+        self._own_watch = False
+        self.closed = False
+
+    @classmethod
+    def of(cls, comm: MPI.Intracomm | Team) -> Team:
+        """A team of a communicator's ranks, which stays the caller's; of a team its twin. Collective."""
+        if isinstance(comm, Team):
+            return comm.twin()
+        return cls._formed(comm)
+
+    @classmethod
+    def _formed(cls, comm: MPI.Intracomm) -> Team:
+        """A team with a watch of its own on duplicates of a communicator. Collective."""
+        blind = cls(comm, Watch(), range(comm.size))
+        own, messages = blind._duplicate(), blind._duplicate()
+        team = cls(own, Watch(), blind.members)
+        hosts = allgather_json(team, socket.gethostname())
+        team.watch, team._own_watch = Watch(messages, hosts), True
+        meet(team, "finding the ranks of each host")
+        shared = MPI.Intracomm(own.Split_type(MPI.COMM_TYPE_SHARED))
+        first = bcast_json(cls(shared, Watch(), range(shared.size)), team.rank)
+        shared.Free()
+        mine = [first, MPI.Get_processor_name(), cores_here(), in_order()]  # hosts of a lab may be one machine
+        found = allgather_json(team, mine)
+        memories = [each[:2] for each in found]
+        team.seats = tuple(
+            Seat(host, memories.index(each[:2]), tuple(each[2]), each[3])
+            for host, each in zip(hosts, found, strict=True)
+        )
+        return team
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The name of every rank's host."""
+        return tuple(seat.host for seat in self.seats)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether some ranks that see one memory are more than their cores."""
+        memories = {seat.memory for seat in self.seats}
+        there = [[seat.cores for seat in self.seats if seat.memory == memory] for memory in memories]
+        return any(len({core for cores in ranks for core in cores}) < len(ranks) for ranks in there)
+
+    @property
+    def neighbours(self) -> tuple[int, ...]:
+        """The ranks that can share memory with this one, itself included."""
+        return tuple(rank for rank in range(self.size) if rank == self.rank or self.together((rank, self.rank)))
+
+    def together(self, ranks: Sequence[int]) -> bool:
+        """Whether these ranks can share memory with each other."""
+        seats = [self.seats[rank] for rank in ranks]
+        return all(seat.ordered and seat.memory == seats[0].memory for seat in seats)
+
+    def twin(self) -> Team:
+        """The same ranks with a communicator of their own. Collective."""
+        made = Team(self._duplicate(), self.watch, self.members, self.seats)
+        self._made.append(made)
+        return made
+
+    def part(self, ranks: Sequence[int]) -> Team:
+        """Some of its ranks as a team, made once all of them are there, and once only. Collective over them."""
+        chosen = tuple(ranks)
+        if chosen not in self._parts:
+            self._meet(chosen)
+            members, seats = [self.members[rank] for rank in chosen], [self.seats[rank] for rank in chosen]
+            self._parts[chosen] = Team(self._grouped(chosen), self.watch, members, seats)
+        return self._parts[chosen]
+
+    def shrink(self, survivors: Sequence[int]) -> Team:
+        """The ranks that are left as a team that needs nothing from the others. Collective over them."""
+        left = self._grouped(tuple(survivors))
+        made = Team._formed(left)
+        left.Free()
+        made.watch.limit_s, made.watch.idle_limit_s = self.watch.limit_s, self.watch.idle_limit_s
+        return made
+
+    def share(self, size: int) -> memoryview | None:
+        """``size`` B of zeros that all its ranks see; None on all where it cannot be had. Collective."""
+        return share(self, size)
+
+    def progress(self, *, wanted: bool) -> Progress:
+        """What lets messages of this process move while it computes, while entered."""
+        return Progress(wanted=wanted)
+
+    def waiting(self, mode: str) -> Waiting:
+        """What waits for messages and flags: ``spin``, ``sleep`` or ``patient``."""
+        return Waiting(mode, self.watch)
+
+    def close(self) -> None:
+        """Give back all communicators. Collective, or nothing where it was done."""
+        if self.closed:
+            return
+        self.closed = True
+        for made in (*self._parts.values(), *self._made):
+            made.close()
+        self._parts, self._made = {}, []
+        if self._own_watch:
+            self.watch.close()
+        self.comm.Free()
+
+    def __enter__(self) -> Team:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is None:  # else some ranks may not come
+            meet(self, "the end of the team")
+            self.close()
+
+    def _duplicate(self) -> MPI.Intracomm:
+        made, request = self.comm.Idup()
+        wait(self, [request], Place("the duplication of a communicator"))
+        return MPI.Intracomm(made)
+
+    def _grouped(self, ranks: tuple[int, ...]) -> MPI.Intracomm:
+        """A communicator of some ranks. Collective over them, and none of the others needs to be alive."""
+        everyone = self.comm.Get_group()
+        chosen = everyone.Incl(ranks)
+        made = self.comm.Create_group(chosen)
+        chosen.Free()
+        everyone.Free()
+        return made
+
+    def _meet(self, ranks: tuple[int, ...]) -> None:
+        """Return once these ranks are there, so that a call that blocks in MPI has nobody to wait for."""
+        first, *others = ranks
+        place, note = Place("the start of an exchange", ranks), bytearray(1)
+        for sent_by, sent_to in ((others, [first]), ([first], others)):
+            if self.rank in sent_by:
+                wait(self, [self.comm.Isend(note, to, MEETING_TAG) for to in sent_to], place)
+            elif self.rank in sent_to:
+                wait(self, [self.comm.Irecv(bytearray(1), source, MEETING_TAG) for source in sent_by], place)
