@@ -17,6 +17,7 @@ from mpi4py import MPI
 
 import mpiconv
 from mpiconv.job.control import allgather_json
+from mpiconv.job.team import Team
 from mpiconv.runtime.settings import Settings
 
 PICTURES = 61
@@ -70,7 +71,8 @@ def main() -> int:
                 if root:
                     print(f"{number + 1} frames, {wrong} wrong, {memory[-1][1]:.1f} MB", file=sys.stderr, flush=True)
         record = net.collect()
-    grown = allgather_json(comm, [slope(memory, frames), memory[-1][1] - memory[1][1]])
+    with Team.of(comm) as team:
+        grown = allgather_json(team, [slope(memory, frames), memory[-1][1] - memory[1][1]])
     if record is not None:
         ranks = ", ".join(
             f"rank {r} {by:+.3f} MB per {PER_FRAMES} ({all_:+.1f} in all)" for r, (by, all_) in enumerate(grown)

@@ -20,13 +20,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import mpiconv
 from mpiconv.errors import ModelError, MpiconvError, UsageError
+from mpiconv.job import shared_memory
 from mpiconv.job.progress import Progress
 from mpiconv.job.waiting import Awaited
 from mpiconv.measure.record import peak_rss_bytes
 from mpiconv.partition import SCHEMES
 from mpiconv.runtime import DistributedNet
 from mpiconv.runtime.exchange import messages as exchange
-from mpiconv.runtime.exchange import shared
 from mpiconv.runtime.exchange.wire import WIRES
 from mpiconv.runtime.settings import Settings
 from tests.random_nets import Attention, Cat, Excited, ExcitedByFC, Lasting, Net, Outputs, Shuffled, Sum, nets
@@ -204,7 +204,7 @@ def test_without_persistent_collectives(monkeypatch):
 def test_two_hosts(scheme, monkeypatch):
     """The first two ranks on one, the rest on another: shared memory within, messages between."""
     model, picture = built("branches")
-    monkeypatch.setattr(shared.MPI, "Get_processor_name", lambda: "one" if COMM.rank < 2 else "other")
+    monkeypatch.setattr(MPI, "Get_processor_name", lambda: "one" if COMM.rank < 2 else "other")
     compare(model, (1, *picture), scheme=scheme)
     sharing = compare(model, (2, *picture), scheme=scheme, shares=[1, 1, *[0] * (COMM.size - 2)])
     assert sharing == (COMM.rank < 2 and scheme not in ("single",))
@@ -218,11 +218,11 @@ def test_memory_that_one_rank_cannot_share(why, monkeypatch):
     model, picture = built("digits")
     if COMM.rank == (0 if why == "no room" else 1):
         if why == "no folder":
-            monkeypatch.setattr(shared.mmap, "mmap", refuse)
+            monkeypatch.setattr(shared_memory.mmap, "mmap", refuse)
         elif why == "no room":
-            monkeypatch.setattr(shared.os, "posix_fallocate", refuse)
+            monkeypatch.setattr(shared_memory.os, "posix_fallocate", refuse)
         else:
-            monkeypatch.setattr(shared.platform, "machine", lambda: "aarch64")
+            monkeypatch.setattr(shared_memory.platform, "machine", lambda: "aarch64")
     sharing = compare(model, (1, *picture), scheme="wpm", shares=[1, 1, *[0] * (COMM.size - 2)])
     assert not sharing
 
@@ -345,7 +345,7 @@ def test_random_nets(monkeypatch):
                 assume(model(images).isfinite().all())
         except ModelError:
             assume(False)
-        monkeypatch.setattr(shared.MPI, "Get_processor_name", lambda: f"host {COMM.rank // ranks_per_host}")
+        monkeypatch.setattr(MPI, "Get_processor_name", lambda: f"host {COMM.rank // ranks_per_host}")
         try:
             compare(model, (batch, *picture), settings, scheme=scheme, shares=shares, gather=gather)
         except AssertionError as error:
