@@ -15,6 +15,7 @@ from torch import nn
 import mpiconv
 from mpiconv.errors import ModelError
 from mpiconv.graph.trace import trace
+from mpiconv.job.team import Team
 from mpiconv.models import registry
 from mpiconv.models.slices import WeightsFile, fingerprint, rows_of
 from mpiconv.runtime import weights
@@ -71,8 +72,9 @@ def test_readers_are_sent_nothing(monkeypatch):
     state = model.state_dict() if comm.rank == 0 else {}
     made, exchange = [], weights.exchange
     monkeypatch.setattr(weights, "exchange", lambda *words: made.append(exchange(*words)) or made[-1])
-    assert weights.readers_of(comm, path) == (1, 2)
-    sent, some = weights.UnitWeights(plan, state, comm), weights.UnitWeights(plan, state, comm, path, (2,))
+    team = Team.of(comm)
+    assert weights.readers_of(team, path) == (1, 2)
+    sent, some = weights.UnitWeights(plan, state, team), weights.UnitWeights(plan, state, team, path, (2,))
     for index in range(len(plan.boxes)):
         wanted = sent(index)
         made.clear()

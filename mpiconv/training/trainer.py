@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mpiconv.data.datasets import Dataset, prepare
 from mpiconv.errors import MpiconvError, UsageError
 from mpiconv.job.control import allgather_json, bcast_json, on_root
+from mpiconv.job.team import Team
 from mpiconv.models.metadata import to_metadata
 from mpiconv.training.batches import change, draw_changes, epoch_batches, share
 from mpiconv.training.checkpoint import Checkpoint, read_checkpoint, write_weights
@@ -27,7 +28,7 @@ from mpiconv.training.settings import Epoch, Settings, difference
 from mpiconv.training.start import Task, begin
 
 if TYPE_CHECKING:
-    from mpiconv.job.team import Team
+    from mpi4py import MPI
 
 Told = Callable[[int, int, float], None]
 """Is told after each step: steps done, steps in all, the step's loss."""
@@ -41,7 +42,7 @@ def checkpoint_of(output: str | Path) -> Path:
 
 def train(
     settings: Settings,
-    team: Team,
+    comm: MPI.Intracomm | Team,
     output: str | Path,
     *,
     resume: bool = False,
@@ -57,8 +58,8 @@ def train(
     ----------
     settings
         What to do.
-    team
-        The communicator; every rank reads the data and builds the model for itself.
+    comm
+        The communicator, or a team of one; every rank reads the data and builds the model for itself.
     output
         The .safetensors file of the weights with the best held-out accuracy; ``checkpoint_of`` it lies beside it.
     resume
@@ -77,9 +78,10 @@ def train(
         The data, the model, the checkpoint or the settings are wrong, or the loss is no number.
     """
     task = begin(settings)
-    _check_ranks(team, settings, task)
-    with process_group(team):
-        return _Trainer(settings, team, task, Path(output)).run(resume, on_step, on_epoch)
+    with Team.of(comm) as team:
+        _check_ranks(team, settings, task)
+        with process_group(team):
+            return _Trainer(settings, team, task, Path(output)).run(resume, on_step, on_epoch)
 
 
 def _check_ranks(team: Team, settings: Settings, task: Task) -> None:
