@@ -80,7 +80,7 @@ PLACES = {
     "joining": "mpiconv.cli.inference:join_world",
     "weights": "mpiconv.runtime.weights:UnitWeights.__call__",
     "preparing": "mpiconv.runtime.building:LocalUnit",
-    "messages": "mpiconv.runtime.exchange.messages:Exchanger._allgatherv",
+    "messages": "mpiconv.runtime.exchange.collective:Collective._post",
     "exchange": "mpiconv.runtime.exchange.shared:SharedExchanger.start",
     "compute": "mpiconv.runtime.compute.local:LocalUnit.__call__",
     "collecting": "mpiconv.runtime.recording:peak_rss_bytes",

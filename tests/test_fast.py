@@ -21,9 +21,10 @@ from mpiconv.partition.box import Span, union_size
 from mpiconv.partition.exchange import exchange
 from mpiconv.partition.pieces import pieces
 from mpiconv.partition.receptive import layer_boxes, needed
+from mpiconv.partition.schedule import Frame
 from mpiconv.runtime.compute import fuser, onednn
 from mpiconv.runtime.compute.local import LocalUnit, Paced, _compiles, weights_of
-from mpiconv.runtime.exchange.parts import Frame, Memory, Parts
+from mpiconv.runtime.exchange.parts import Memory, Parts
 from mpiconv.runtime.exchange.shared import SharedExchanger, _Region
 from mpiconv.runtime.exchange.wire import WIRES
 from mpiconv.runtime.settings import Settings
@@ -399,7 +400,7 @@ def test_benchmark_file_table_and_page(tmp_path):
 
 def test_layers_of_a_band_fit():
     """A band whose first layer gets its padding with the buffer computes what one that pads itself does."""
-    from mpiconv.runtime.compute.windows import margin
+    from mpiconv.partition.padding import margin
 
     model = nn.Sequential(nn.Conv2d(3, 4, 5, 1, 2), nn.ReLU()).eval()
     unit, state = trace(model, (3, 12, 9)).graph.body[0], model.state_dict()

@@ -30,7 +30,7 @@ PHASES = {
     "weights": ("mpiconv.runtime.weights:UnitWeights.__call__", 2, (0, 2)),
     "buffers": ("mpiconv.runtime.exchange.shared:Host.share", 1, (0, 2)),
     "exchange": ("mpiconv.runtime.exchange.shared:SharedExchanger.start", 1, (0, 2)),
-    "messages": ("mpiconv.runtime.exchange.messages:Exchanger.start", 4, (0, 2)),
+    "messages": ("mpiconv.runtime.exchange.messages:Messages.start", 4, (0, 2)),
     "compute": ("mpiconv.runtime.compute.local:LocalUnit.__call__", 20, (0, 2)),
     "last-unit": ("mpiconv.runtime.stamps:Stamps.add", 9, (0, 2)),
     "in-flight": ("mpiconv.runtime.exchange.shared:SharedExchanger.finish", 40, (0, 2)),

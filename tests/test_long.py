@@ -15,9 +15,10 @@ from mpiconv.errors import MpiconvError, PlanError
 from mpiconv.measure.results import open_results, write_results
 from mpiconv.partition import Box
 from mpiconv.partition.exchange import exchange
+from mpiconv.partition.schedule import Frame
 from mpiconv.runtime import building, stamps
 from mpiconv.runtime.exchange import parts, shared
-from mpiconv.runtime.exchange.parts import Frame, Memory
+from mpiconv.runtime.exchange.parts import Memory
 from mpiconv.runtime.exchange.shared import SharedExchanger, _Region
 from mpiconv.runtime.stamps import Stamps
 from tests.test_measure import ATTRIBUTES, load_profile, record

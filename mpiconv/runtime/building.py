@@ -15,23 +15,25 @@ from torch import nn
 from mpiconv.errors import PlanError, UsageError
 from mpiconv.graph.form import PICTURE, Unit
 from mpiconv.graph.tracers import unwrapped
-from mpiconv.job.control import bcast_json, on_root
+from mpiconv.job.control import allgather_json, bcast_json, on_root
 from mpiconv.job.team import Team
 from mpiconv.job.waiting import meet, wait
 from mpiconv.job.watch import Place
 from mpiconv.job.world import default_timeout_s
 from mpiconv.models.slices import rows_of
 from mpiconv.models.weights import is_finite
-from mpiconv.partition import Box, Plan
-from mpiconv.partition.pieces import Pieces, pieces
+from mpiconv.partition import Box, Exchange, Plan
+from mpiconv.partition.pieces import Pieces
 from mpiconv.partition.plan import FLOAT_BYTES
+from mpiconv.partition.schedule import Schedule, schedule, worth_overlapping
 from mpiconv.runtime.compute import onednn
 from mpiconv.runtime.compute.local import LocalUnit, Paced, weights_of
 from mpiconv.runtime.compute.operations import WholeUnit
 from mpiconv.runtime.engine import DistributedNet
-from mpiconv.runtime.exchange.parts import LARGEST_ITEMS, Frame, Memory, given
+from mpiconv.runtime.exchange.base import MEDIA, medium_of
+from mpiconv.runtime.exchange.parts import Memory, given
 from mpiconv.runtime.exchange.wire import WIRES
-from mpiconv.runtime.frames import Compute, Slot, around_of
+from mpiconv.runtime.frames import Compute, Slot
 from mpiconv.runtime.guard import Guard
 from mpiconv.runtime.heap import settle_heap
 from mpiconv.runtime.selfcheck import traced_for
@@ -42,7 +44,6 @@ from mpiconv.words import counted
 
 Free = Callable[[], object]
 
-WORTH_S = 0.5e-3
 PROBE_BYTES = 2**16
 TAG = 14
 
@@ -119,12 +120,11 @@ def _distribute(
     team.watch.idle_limit_s = asked or 0.0
     if settings.wait == "auto":
         settings = replace(settings, wait="sleep" if team.crowded else "spin")
-    sharing = settings.same_host == "auto" and settings.wire == "float32"
-    on_root(team, lambda: _check_sizes(shared, team, sharing=sharing))
-    cuts = _cuts(shared, settings, team, sharing=sharing)
+    carried = _schedule(shared, settings, team)
+    on_root(team, lambda: _check_sizes(carried))
     frees: list[Free] = []
     receive = UnitWeights(shared, state, team, settings.weights_file, settings.readers, about["sent"], progress)
-    computes = _computes(shared, cuts, settings, team.rank, receive, modules, frees)
+    computes = _computes(carried, settings, team.rank, receive, modules, frees)
     held = receive.nbytes
     last: Compute | None = None
     if modules:
@@ -136,25 +136,47 @@ def _distribute(
     ahead = settings.in_flight > 1
     guard = Guard(settings.guard)
     guarded = guard.around(shared, computes, team.rank)
-    slots = [Slot(shared, each, memory, wire, cuts, guarded, sharing=sharing, ahead=ahead) for each in teams]
+    slots = [Slot(carried, each, memory, wire, guarded, ahead=ahead) for each in teams]
     return DistributedNet(shared, team, settings, slots, computes, held, frees, guard, tracing_s)
 
 
-def _check_sizes(plan: Plan, team: Team, *, sharing: bool) -> None:
-    """Raise PlanError where a message would be larger than MPI can count."""
-    for source, spec in plan.exchanges.items():
-        moved = max(max(spec.received(rank), spec.sent(rank)) for rank in range(team.size))
-        if plan.batch * moved > LARGEST_ITEMS and not (sharing and team.together(spec.members)):
+def _check_sizes(carried: Schedule) -> None:
+    """Raise PlanError where a map is more than its medium can count."""
+    plan = carried.plan
+    for source, move in carried.moves.items():
+        moved = max(max(move.exchange.received(rank), move.exchange.sent(rank)) for rank in range(plan.ranks))
+        most = MEDIA[move.medium].largest_items
+        if most is not None and plan.batch * moved > most:
             unit = "the picture" if source == PICTURE else f"unit {plan.graph.units[source].name}"
             raise PlanError(
                 f"the messages with the output of {unit} have {FLOAT_BYTES * plan.batch * moved / 2**30:.1f} GiB, "
-                f"MPI can count {FLOAT_BYTES * LARGEST_ITEMS / 2**30:.1f}: use smaller batches or pictures"
+                f"MPI can count {FLOAT_BYTES * most / 2**30:.1f}: use smaller batches or pictures"
             )
 
 
+def _schedule(plan: Plan, settings: Settings, team: Team) -> Schedule:
+    """What the plan comes to on these hosts. Collective.
+
+    Where maps change hands in shared memory nothing travels that more computing could hide.
+    """
+
+    def medium(spread: Exchange) -> str:
+        return medium_of(spread, team, settings)
+
+    measured = settings.overlap == "auto" and team.size > 1
+    seconds_per_byte = _seconds_per_byte(team, settings.dilation) if measured else 0.0
+
+    def overlap(spread: Exchange) -> bool:
+        if settings.overlap == "on":
+            return team.size > 1
+        return MEDIA[medium(spread)].hides and worth_overlapping(plan, spread, seconds_per_byte)
+
+    slow = allgather_json(team, onednn.slow_at_edges())
+    return schedule(plan, medium, overlap=overlap, slow_at_edges=slow)
+
+
 def _computes(
-    plan: Plan,
-    cuts: list[Pieces],
+    carried: Schedule,
     settings: Settings,
     rank: int,
     receive: UnitWeights,
@@ -166,17 +188,16 @@ def _computes(
     Unit by unit the weights are sent and made into what computes, the largest first, so that no rank has room for more
     than its slices and the copies of one unit. Collective.
     """
-    sizes = [sum(param.size for param in unit.params) for unit in plan.graph.body]
+    sizes = [sum(param.size for param in unit.params) for unit in carried.plan.graph.body]
     found: dict[int, list[Compute | None]] = {}
     for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        found[index] = _unit_computes(plan, index, cuts, settings, rank, receive(index), modules, frees)
+        found[index] = _unit_computes(carried, index, settings, rank, receive(index), modules, frees)
     return [found[index] for index in sorted(found)]
 
 
 def _unit_computes(
-    plan: Plan,
+    carried: Schedule,
     index: int,
-    cuts: list[Pieces],
     settings: Settings,
     rank: int,
     weights: LayerWeights,
@@ -184,20 +205,19 @@ def _unit_computes(
     frees: list[Free],
 ) -> list[Compute | None]:
     """What the rank computes of one unit: its pieces in order."""
-    unit = plan.graph.body[index]
-    padded = all(around_of(plan, source, rank) is not None for source in unit.inputs)
-    bare = padded and not _holds(plan, cuts, unit, rank)
-    packed: onednn.Packed | None = {} if _share_kernels(cuts[index], rank) else None
+    plan, cuts = carried.plan, carried.pieces[index]
+    unit, padded = plan.graph.body[index], carried.padded(index, rank)
+    packed: onednn.Packed | None = {} if _share_kernels(cuts, rank) else None
     sliced = plan.schemes[index] == "kpm" or any(0 < len(b.channels) < unit.out_shape[0] for b in plan.boxes[index])
     mine: dict[int, Compute | None] = {}
-    for g in reversed(range(len(cuts[index]))):  # the largest piece packs the weights for all
-        box = cuts[index][g][rank]
+    for g in reversed(range(len(cuts))):  # the largest piece packs the weights for all
+        box = cuts[g][rank]
         mine[g] = None
         if box and unit.opaque:
             mine[g] = WholeUnit(modules[index])
         elif box:
             parts = weights_of(unit, plan.boxes[index][rank], weights, box)
-            mine[g] = _local_unit(unit, box, parts, plan.batch, settings.compute, bare, sliced, packed, frees)
+            mine[g] = _local_unit(unit, box, parts, plan.batch, settings.compute, padded, sliced, packed, frees)
         if box and settings.pace > 1:
             mine[g] = Paced(given(mine[g]), settings.pace)
     return [mine[g] for g in sorted(mine)]
@@ -227,35 +247,6 @@ def _share_kernels(cut: Pieces, rank: int) -> bool:
     """Whether a rank's pieces of a unit are computed with the same kernels, of which they have one copy then."""
     channels = [piece[rank].channels for piece in cut if piece[rank]]
     return len(set(channels)) < len(channels)
-
-
-def _holds(plan: Plan, cuts: list[Pieces], unit: Unit, rank: int) -> bool:
-    """Whether the rank has all of the unit's only input already, so that no buffer with padding was made for it."""
-    source = unit.inputs[0]
-    partial = source != PICTURE and len(cuts[source]) > 1
-    return Frame.of(plan.exchanges[source], rank, partial=partial).holds
-
-
-def _cuts(plan: Plan, settings: Settings, team: Team, *, sharing: bool) -> list[Pieces]:
-    """In which pieces every unit of the body is computed. Collective.
-
-    Where maps change hands in shared memory nothing travels that more computing could hide.
-    """
-    whole: list[Pieces] = [(boxes,) for boxes in plan.boxes]
-    if settings.overlap == "off" or team.size == 1:
-        return whole
-    seconds_per_byte = 0.0 if settings.overlap == "on" else _seconds_per_byte(team, settings.dilation)
-    cuts: list[Pieces] = []
-    for index, unit in enumerate(plan.graph.body):
-        cut: Pieces = (plan.boxes[index],)
-        if index in plan.exchanges:
-            spec = plan.exchanges[index]
-            most = FLOAT_BYTES * plan.batch * max(spec.received(rank) for rank in range(plan.ranks))
-            slow = not (sharing and team.together(spec.members)) and most * seconds_per_byte >= WORTH_S
-            if settings.overlap == "on" or slow:
-                cut = pieces(unit, spec)
-        cuts.append(cut)
-    return cuts
 
 
 def _seconds_per_byte(team: Team, dilation: float) -> float:

@@ -23,7 +23,6 @@ from mpiconv.job.watch import START, Place
 from mpiconv.partition import Plan
 from mpiconv.partition.plan import ROOT
 from mpiconv.runtime.compute.local import Paced
-from mpiconv.runtime.exchange.messages import Exchanger
 from mpiconv.runtime.feed import Feed
 from mpiconv.runtime.frames import Compute, Slot
 from mpiconv.runtime.guard import Guard
@@ -96,7 +95,7 @@ class DistributedNet:
         self._waiting = team.waiting(settings.wait)
         self.sharing = slots[0].sharing
         exchangers = [exchanger for slot in slots for parts in slot.exchangers.values() for exchanger in parts]
-        messages = any(isinstance(e, Exchanger) and e.pattern != "none" for e in exchangers)
+        messages = any(e.messages and e.pattern != "none" for e in exchangers)
         self._progress = team.progress(wanted=messages and (bool(self.overlapped) or settings.in_flight > 1))
         self._number = 0
         self._reused = {e.buffer.untyped_storage().data_ptr() for e in exchangers if e.buffer is not None}

@@ -14,20 +14,20 @@ from mpiconv.graph.form import PICTURE, Unit
 from mpiconv.job.team import Team
 from mpiconv.job.waiting import Awaited, Flags, Gate
 from mpiconv.job.watch import Place as Where
-from mpiconv.partition import Box, Exchange, Plan
-from mpiconv.partition.pieces import Pieces
+from mpiconv.partition import Box
+from mpiconv.partition.padding import margin
 from mpiconv.partition.receptive import unit_needs
-from mpiconv.runtime.compute.windows import margin
-from mpiconv.runtime.exchange.messages import Exchanger
-from mpiconv.runtime.exchange.parts import Around, Frame, Memory
-from mpiconv.runtime.exchange.shared import SharedExchanger, SharedMaps
+from mpiconv.partition.schedule import Schedule
+from mpiconv.runtime.compute import onednn
+from mpiconv.runtime.exchange.base import MEDIA, Exchanger
+from mpiconv.runtime.exchange.parts import Memory
+from mpiconv.runtime.exchange.point_to_point import ByMessages
 from mpiconv.runtime.exchange.wire import Wire
 
 Place = tuple[slice, ...] | None
 """Where an input lies in a map that the rank holds: None for all of it, an empty tuple for nothing."""
 
 Compute = Callable[..., Any]
-AnyExchanger = Exchanger | SharedExchanger
 
 
 @dataclass(frozen=True)
@@ -45,72 +45,59 @@ class Step:
     ``exchanges`` are the maps that are exchanged before it with this rank's part; ``pieces`` what is computed, in
     order; ``early`` the exchange that each piece starts as soon as it is computed, empty where the map's first reader
     starts it; ``room`` what has to be free before these exchanges start; ``finished`` the maps that nobody reads
-    afterwards, ``shared`` the exchangers of those that lie in shared memory; ``where`` its name, and whom it waits for.
+    afterwards, ``shared`` the exchangers of those that were lent; ``where`` its name, and whom it waits for.
     """
 
     exchanges: tuple[int, ...]
     pieces: tuple[Piece, ...]
-    early: tuple[AnyExchanger, ...]
+    early: tuple[Exchanger, ...]
     room: tuple[Flags | Gate, ...]
     finished: tuple[int, ...]
-    shared: tuple[SharedExchanger, ...]
+    shared: tuple[Exchanger, ...]
     where: Where
 
 
 class Slot:
     """The buffers, messages and steps of one frame; several frames under way have one each.
 
-    ``team`` is the slot's own, so that the messages of frames cannot be taken for each other's; ``sharing`` says that
-    ranks that see one memory exchange maps through it, ``ahead`` that the next frame may come in before this one's
-    last unit.
+    ``team`` is the slot's own, so that the messages of frames cannot be taken for each other's; ``ahead`` says that the
+    next frame may come in before this one's last unit.
     """
 
     def __init__(
         self,
-        plan: Plan,
+        schedule: Schedule,
         team: Team,
         memory: Memory,
         wire: Wire,
-        cuts: Sequence[Pieces],
         computes: Sequence[Sequence[Compute | None]],
         *,
-        sharing: bool = False,
         ahead: bool = False,
     ) -> None:
-        self.team, self.plan, self.memory = team, plan, memory
-        parts: dict[int, list[Exchange]] = {}
-        frames: dict[int, list[Frame]] = {}
-        for source, spec in plan.exchanges.items():
-            made = cuts[source] if source != PICTURE else (spec.owned,)
-            parts[source] = [spec.part(owned) for owned in made] if len(made) > 1 else [spec]
-            frames[source] = [
-                Frame.of(spec, rank, around_of(plan, source, rank), partial=len(made) > 1) for rank in range(team.size)
-            ]
-        self.exchangers: dict[int, tuple[AnyExchanger, ...]] = {}
-        near = {s: spec for s, spec in plan.exchanges.items() if sharing and set(spec.members) <= set(team.neighbours)}
-        self.exchangers |= SharedMaps(near, parts, frames, plan.batch, team, memory).exchangers
-        self.sharing = bool(self.exchangers)
-        others = [source for source in plan.exchanges if source not in self.exchangers]  # groups form in this order
-        for source in others:
-            buffer: torch.Tensor | None = None
-            found: list[Exchanger] = []
-            for part in parts[source]:
-                frame = frames[source][team.rank]
-                found.append(Exchanger(part, plan.batch, team, memory, wire, frame, buffer))
-                buffer = found[0].buffer
-            self.exchangers[source] = tuple(found)
-        self._turning = isinstance(self.exchangers.get(PICTURE, (None,))[0], SharedExchanger)
-        self._unread: tuple[SharedExchanger, ...] = ()
+        plan = schedule.plan
+        self.team, self.schedule, self.plan, self.memory = team, schedule, plan, memory
+        self.exchangers: dict[int, tuple[Exchanger, ...]] = {}
+        for name, carrier in reversed(MEDIA.items()):  # messages last: they carry what is left
+            moves = {
+                source: move
+                for source, move in schedule.moves.items()
+                if source not in self.exchangers and name in (move.medium, ByMessages.name)
+            }
+            self.exchangers |= carrier.exchangers(moves, plan.batch, team, memory, wire) if moves else {}
+        picture = self.exchangers.get(PICTURE, ())
+        self.sharing = any(found[0].lends for found in self.exchangers.values())
+        self._turning = any(e.any_order for e in picture)
+        self._unread: tuple[Exchanger, ...] = ()
         self._gate = Gate()
         self._buffers = {
             e.buffer.data_ptr() for found in self.exchangers.values() for e in found if e.buffer is not None
         }
-        self.steps = [self._step(u, cuts, found) for u, found in enumerate(computes)]
+        self.steps = [self._step(u, found) for u, found in enumerate(computes)]
         last = self.steps[-1]
-        sent = isinstance(self.exchangers.get(PICTURE, (None,))[0], Exchanger)
+        sent = any(e.messages for e in picture)
         alone = not last.shared and not last.early and PICTURE not in plan.graph.units[-1].inputs
         self._ahead = ahead and sent and alone
-        holds = PICTURE in self.exchangers and all(e.holds for e in self.exchangers[PICTURE])
+        holds = bool(picture) and all(e.holds for e in picture)
         self._leaves = self._ahead and holds and MPI.Query_thread() == MPI.THREAD_MULTIPLE  # moves while it computes
 
     def close(self) -> None:
@@ -120,20 +107,24 @@ class Slot:
                 exchanger.close()
         self.exchangers = {}
 
-    def _step(self, index: int, cuts: Sequence[Pieces], computes: Sequence[Compute | None]) -> Step:
+    def _step(self, index: int, computes: Sequence[Compute | None]) -> Step:
         plan, rank = self.plan, self.team.rank
         unit = plan.graph.units[index]
-        boxes = [piece[rank] for piece in cuts[index]] if index < len(plan.boxes) else [plan.owned[index][rank]]
+        boxes = (
+            [piece[rank] for piece in self.schedule.pieces[index]]
+            if index < len(plan.boxes)
+            else [plan.owned[index][rank]]
+        )
         pieces = tuple(Piece(self._inputs(unit, box), compute) for box, compute in zip(boxes, computes, strict=True))
         early = self.exchangers[index] if len(boxes) > 1 else ()
         incoming = plan.incoming(index)
         written = {i: self.exchangers[i] for i in incoming if len(self.exchangers[i]) == 1} | {index: early}
         into = [e for found in written.values() for e in found]
-        room: list[Flags | Gate] = [e.room for e in into if isinstance(e, SharedExchanger) and e.room.places]
+        room: list[Flags | Gate] = [e.room for e in into if e.room is not None and e.room.places]
         if any(written.get(i) for i in plan.graph.units[-1].inputs):
             room.append(self._gate)
         finished = tuple(i for i in dict.fromkeys(unit.inputs) if plan.graph.consumers(i)[-1] == index)
-        read = [e for i in finished for e in self.exchangers.get(i, ()) if isinstance(e, SharedExchanger)]
+        read = [e for i in finished for e in self.exchangers.get(i, ()) if e.lends]
         exchanges = tuple(i for i in incoming if not all(e.idle for e in self.exchangers[i]))
         moved = [t for i in incoming for t in plan.exchanges[i].transfers]
         peers = {t.source for t in moved if t.target == rank} | {t.target for t in moved if t.source == rank}
@@ -145,7 +136,7 @@ class Slot:
         for source, need in zip(unit.inputs, unit_needs(unit, box), strict=True):
             last = self.exchangers[source][-1]
             if need and last.padded:
-                rows, columns, _ = margin(unit, box)
+                rows, columns, _ = margin(unit, box, slow_at_edges=onednn.slow_at_edges())
                 need = Box(need.channels, need.rows.wider(rows), need.columns.wider(columns))  # noqa: PLW2901
             whole = need == last.frame
             found.append((source, None if whole else (slice(None), *need.within(last.frame)) if need else ()))
@@ -232,25 +223,12 @@ class Slot:
         yield Awaited(last=True)
 
 
-def _apart(output: torch.Tensor | None, shared: Sequence[SharedExchanger]) -> torch.Tensor | None:
+def _apart(output: torch.Tensor | None, shared: Sequence[Exchanger]) -> torch.Tensor | None:
     """The tensor itself, or a copy of one that lies where the map that was read does, and others may soon write."""
     if output is None:
         return None
     address = output.data_ptr()
     return output.clone() if any(address in e.addresses for e in shared) else output
-
-
-def around_of(plan: Plan, source: int, rank: int) -> Around | None:
-    """The padding that a rank's buffer of a map has around it: its only reader's; None where several read the map."""
-    readers = plan.graph.consumers(source)
-    reader = plan.graph.units[readers[0]]
-    if len(readers) > 1 or readers[0] == len(plan.boxes) or len(reader.inputs) > 1:
-        return None
-    box = plan.owned[readers[0]][rank]
-    if not box:
-        return None
-    rows, columns, value = margin(reader, box)
-    return (rows, columns, value) if any(rows) or any(columns) else None
 
 
 def _part(tensor: torch.Tensor | None, where: Place) -> torch.Tensor | None:

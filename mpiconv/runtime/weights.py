@@ -17,8 +17,8 @@ from mpiconv.partition import Box, Span
 from mpiconv.partition.exchange import Exchange, exchange
 from mpiconv.partition.plan import FLOAT_BYTES, ROOT, Plan
 from mpiconv.partition.receptive import layer_boxes
-from mpiconv.runtime.exchange.messages import Exchanger
-from mpiconv.runtime.exchange.parts import Frame
+from mpiconv.partition.schedule import Frame
+from mpiconv.runtime.exchange.point_to_point import by_messages
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -189,7 +189,7 @@ def _in_chunks(
         if rows > step:
             part = spread.part([chunk if r == ROOT else Box() for r in range(team.size)])
             part = replace(part, part_of="bcast" if spread.pattern == "bcast" else "p2p")
-        exchanger = Exchanger(part, 1, team, frame=frame, buffer=buffer)
+        exchanger = by_messages(part, 1, team, frame=frame, buffer=buffer)
         buffer = exchanger.buffer
         got = exchanger(tensor if tensor is None else tensor[:, chunk.channels.lo : chunk.channels.hi], place=place)
         exchanger.close()

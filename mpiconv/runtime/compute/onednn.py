@@ -22,7 +22,6 @@ Packed = dict[tuple[object, ...], Any]
 
 NONE: Activation = ("none", [], "")
 
-LARGE_KERNEL = 5
 LARGE_REDUCTION = 2304
 SMALL_SLICE = 64
 SAFE_WIDTH = 32

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from mpiconv.graph.form import Layer, Pair, Unit
+from mpiconv.graph.form import Layer, Pair
 from mpiconv.partition import Box, Span
-from mpiconv.partition.receptive import layer_boxes, needed, reach
+from mpiconv.partition.padding import LARGE_KERNEL, conv_padding, edges
 from mpiconv.runtime.compute import onednn
 from mpiconv.runtime.compute.operations import Operation
 
@@ -18,61 +17,19 @@ WORTH_COMPUTING = 4
 """Of so many rows of a band one more may be computed and dropped."""
 
 
-def margin(unit: Unit, box: Box) -> tuple[tuple[int, int], tuple[int, int], float]:
-    """Rows and columns (before, after) that the first layer pads what it needs with, and the value.
-
-    All 0 where the operation pads by itself, reads less than it is given, or does not pad.
-    """
-    layer, out = unit.layers[0], layer_boxes(unit, box)[0]
-    nothing = (0, 0), (0, 0), 0.0
-    if layer.kind == "conv":
-        value, (rows, columns) = 0.0, _conv_padding(layer, out, needed(layer, out)[0])[1]
-    elif layer.kind == "maxpool" and out.shape[1:] != layer.out_shape[1:]:
-        value, (rows, columns) = -math.inf, _edges(layer, out, needed(layer, out)[0])
-    else:
-        return nothing
-    return (rows, columns, value) if min(*rows, *columns) >= 0 else nothing
-
-
-def _edges(layer: Layer, box: Box, held: Box) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Rows and columns of padding (before, after) around what is held; negative where less than that is read.
-
-    What is left over behind the last step of the window, less than a stride, need not be taken away.
-    """
-    rows, columns = (
-        (have.lo - read.lo, after if (after := read.hi - have.hi) <= -stride else max(after, 0))
-        for read, have, stride in zip(reach(layer, box), (held.rows, held.columns), layer.stride, strict=True)
-    )
-    return rows, columns
-
-
-def _conv_padding(layer: Layer, box: Box, held: Box) -> tuple[tuple[int, int], tuple[Pair, Pair]]:
-    """What the convolution pads by itself - an axis that is whole and evenly padded - and what is padded before it."""
-    inside, around = [0, 0], [(0, 0), (0, 0)]
-    for axis, edges in enumerate(_edges(layer, box, held)):
-        before, after = layer.padding[axis]
-        whole = box.shape[1 + axis] == layer.out_shape[1 + axis]
-        slow = layer.kernel[axis] >= onednn.LARGE_KERNEL and onednn.slow_at_edges()
-        if whole and before == after and not slow:
-            inside[axis] = before
-        else:
-            around[axis] = edges
-    return (inside[0], inside[1]), (around[0], around[1])
-
-
 def _own_padding(layer: Layer, box: Box, held: Box) -> tuple[tuple[int, int], tuple[Pair, Pair], Operation]:
-    """As ``_conv_padding``, but the operation pads wherever it can, both edges alike, and some of its rows are dropped.
+    """As ``conv_padding``, but the operation pads wherever it can, both edges alike, and some of its rows are dropped.
 
     A row too many is sooner computed than a map is copied with padding at one edge. The third is what drops them.
     """
     inside, around, kept = [0, 0], [(0, 0), (0, 0)], [slice(None), slice(None)]
-    for axis, (before, after) in enumerate(_edges(layer, box, held)):
+    for axis, (before, after) in enumerate(edges(layer, box, held)):
         kernel, stride, count = layer.kernel[axis], layer.stride[axis], box.shape[1 + axis]
         own = max(before, after, 0)
         own += (before - own) % stride
         more = (held.shape[1 + axis] + 2 * own - layer.dilation[axis] * (kernel - 1) - 1) // stride + 1 - count
         fits = (layer.kind == "conv" or own <= kernel // 2) and WORTH_COMPUTING * more <= count
-        if fits and not (kernel >= onednn.LARGE_KERNEL and onednn.slow_at_edges()):
+        if fits and not (kernel >= LARGE_KERNEL and onednn.slow_at_edges()):
             first = (own - before) // stride
             inside[axis], kept[axis] = own, slice(first, first + count) if more else slice(None)
         else:
@@ -115,7 +72,11 @@ def convolution(
 
     ``bare`` says that the ``margin`` is around what is held.
     """
-    inside, around, drop = (*_conv_padding(layer, box, held), _unchanged) if bare else _own_padding(layer, box, held)
+    inside, around, drop = (
+        (*conv_padding(layer, box, held, slow_at_edges=onednn.slow_at_edges()), _unchanged)
+        if bare
+        else _own_padding(layer, box, held)
+    )
     rows, columns = around
     size = len(held.rows) + sum(rows), len(held.columns) + sum(columns)
     pad = _padding(*around) if not bare or min(*rows, *columns) < 0 else _unchanged
@@ -164,12 +125,12 @@ def pooling(layer: Layer, box: Box, held: Box, *, bare: bool = False) -> Operati
             return lambda x: F.max_pool2d(x, kernel, stride, padding, layer.dilation, options["ceil_mode"])
         include, override = options["count_include_pad"], options["divisor_override"]
         return lambda x: F.avg_pool2d(x, kernel, stride, padding, options["ceil_mode"], include, override)
-    edges = _edges(layer, box, held)
+    at_edges = edges(layer, box, held)
     if layer.kind == "maxpool":
-        inside, around, drop = ((0, 0), edges, _unchanged) if bare else _own_padding(layer, box, held)
-        pad = _padding(*around, value=-torch.inf) if not bare or min(*edges[0], *edges[1]) < 0 else _unchanged
+        inside, around, drop = ((0, 0), at_edges, _unchanged) if bare else _own_padding(layer, box, held)
+        pad = _padding(*around, value=-torch.inf) if not bare or min(*at_edges[0], *at_edges[1]) < 0 else _unchanged
         return lambda x: drop(F.max_pool2d(pad(x), kernel, stride, inside, layer.dilation))
-    pad, divisor = _padding(*edges), _divisor(layer, box)
+    pad, divisor = _padding(*at_edges), _divisor(layer, box)
     return lambda x: F.avg_pool2d(pad(x), kernel, stride, divisor_override=1) / divisor
 
 

@@ -1,10 +1,9 @@
-"""What of a map a message carries: how maps lie in memory, what a rank has of one, and the memory of messages."""
+"""How maps lie in memory, and the memory of messages that carry boxes of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from mpi4py import MPI
@@ -13,18 +12,12 @@ from mpiconv.partition import Box, Span
 from mpiconv.partition.box import union_size
 from mpiconv.runtime.exchange.wire import FLOAT32, Parcel, Wire
 
-if TYPE_CHECKING:
-    from mpiconv.partition import Exchange
-
 Message = list[Any]
 """What mpi4py takes as a buffer: memory, counts and offsets where there are several, type."""
 
 ITEM_BYTES = 4
 LARGEST_ITEMS = 2**31 - 1
 """MPI counts the items of a message in an int. All formats take a multiple of ``ITEM_BYTES``."""
-
-Around = tuple[tuple[int, int], tuple[int, int], float]
-"""Rows and columns (before, after) that are kept around what a rank needs, and their value."""
 
 T = TypeVar("T")
 
@@ -89,30 +82,6 @@ class Memory:
         for mine, whole in zip(self.spans(box), self.spans(frame), strict=True):
             number = number * len(whole) + mine.lo - whole.lo
         return number
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What of a map a rank has once it was exchanged: ``box``, with the padding around it where it is ``padded``.
-
-    ``holds``: it is what the rank computed, in no buffer of its own.
-    """
-
-    box: Box
-    holds: bool
-    padded: bool = False
-    padding: float = 0.0
-
-    @classmethod
-    def of(cls, exchange: Exchange, rank: int, around: Around | None = None, *, partial: bool = False) -> Frame:
-        """A rank's; ``partial`` if the map is made and exchanged in parts, which come together in a buffer."""
-        own, need = exchange.owned[rank], exchange.needed[rank]
-        if not need if partial else need in own:
-            return cls(own, holds=True)
-        if around is None:
-            return cls(need, holds=False)
-        rows, columns, value = around
-        return cls(Box(need.channels, need.rows.wider(rows), need.columns.wider(columns)), False, True, value)
 
 
 class Parts:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,7 +17,13 @@ from mpiconv.job.waiting import Awaited, Flags, meet
 from mpiconv.partition import Box, Exchange
 from mpiconv.partition.box import union_size
 from mpiconv.partition.plan import FLOAT_BYTES
-from mpiconv.runtime.exchange.parts import Counter, Frame, Memory
+from mpiconv.partition.schedule import Frame, Move
+from mpiconv.runtime.exchange.base import Exchanger, Medium, medium
+from mpiconv.runtime.exchange.parts import Memory
+from mpiconv.runtime.exchange.wire import FLOAT32, Wire
+
+if TYPE_CHECKING:
+    from mpiconv.runtime.settings import Settings
 
 LINE_BYTES = 64
 
@@ -30,52 +37,50 @@ class _Region:
     start: int
 
 
-class SharedMaps:
-    """The maps of one slot whose exchange is among ranks of this host, and their exchangers. Collective over the host.
+@medium
+class Shared(Medium):
+    """Memory that ranks of one host share. All of them work out alike where everything lies.
 
-    All its ranks work out alike where everything lies. Ranks that need the same box of a map read it at one place.
-
-    Parameters
-    ----------
-    exchanges
-        Of every such map its exchange.
-    parts
-        Of every map the parts in which its exchange is done, one after the other.
-    frames
-        Of every map what each rank holds of it afterwards.
-
-    Attributes
-    ----------
-    exchangers
-        This rank's, by map: one per part. Empty where no memory could be shared, and for a rank that takes no part.
+    Ranks that need the same box of a map read it at one place.
     """
 
-    def __init__(
+    name = "shared"
+    hides = False
+
+    def suits(self, exchange: Exchange, team: Team, settings: Settings) -> bool:
+        """Whether all members see one memory, and maps travel as they are."""
+        wanted = settings.same_host == "auto" and settings.wire == FLOAT32.name
+        return wanted and team.together(exchange.members)
+
+    def exchangers(
         self,
-        exchanges: Mapping[int, Exchange],
-        parts: Mapping[int, Sequence[Exchange]],
-        frames: Mapping[int, Sequence[Frame]],
+        moves: Mapping[int, Move],
         batch: int,
         team: Team,
         memory: Memory,
-    ) -> None:
-        self.exchangers: dict[int, tuple[SharedExchanger, ...]] = {}
+        wire: Wire,  # noqa: ARG002
+    ) -> dict[int, tuple[Exchanger, ...]]:
+        """Of each map among ranks of this host; of none where no memory could be had. Collective over the host."""
+        here = {source: move for source, move in moves.items() if set(move.exchange.members) <= set(team.neighbours)}
         places: dict[int, list[_Region]] = {}
         flags: dict[int, int] = {}
         size = 0
-        for source, whole in exchanges.items():
+        for source, move in here.items():
             flags[source] = size
-            size += 2 * LINE_BYTES * len(parts[source]) * len(frames[source])
+            size += 2 * LINE_BYTES * len(move.parts) * team.size
             places[source] = []
-            for frame, readers in _sharing(whole, frames[source]).items():
+            for frame, readers in _sharing(move).items():
                 places[source].append(_Region(frame, readers, size))
                 size += -(-FLOAT_BYTES * batch * frame.box.size // LINE_BYTES) * LINE_BYTES
-        rank, host = team.rank, team.part(team.neighbours) if size else team
-        shared = host.share(size) if size else None
+        if not size:
+            return {}
+        rank, host = team.rank, team.part(team.neighbours)
+        shared = host.share(size)
+        found: dict[int, tuple[Exchanger, ...]] = {}
         if shared is None:
-            return
-        for source, whole in exchanges.items():
-            if rank not in whole.members:
+            return found
+        for source, move in here.items():
+            if rank not in move.exchange.members:
                 continue
             views = {}
             for region in places[source]:
@@ -85,32 +90,36 @@ class SharedMaps:
                 if region.frame.padded and region.readers[0] == rank:
                     views[region].fill_(region.frame.padding)
             made = []
-            for number, part in enumerate(parts[source]):
-                begin = flags[source] + 2 * LINE_BYTES * len(frames[source]) * number
-                mine = shared[begin : begin + 2 * LINE_BYTES * len(frames[source])].cast("q")
-                made.append(SharedExchanger(part, batch, rank, frames[source], views, mine, memory, whole.pattern))
-            self.exchangers[source] = tuple(made)
+            for number, part in enumerate(move.parts):
+                begin = flags[source] + 2 * LINE_BYTES * team.size * number
+                mine = shared[begin : begin + 2 * LINE_BYTES * team.size].cast("q")
+                pattern = move.exchange.pattern
+                made.append(SharedExchanger(part, batch, rank, move.frames, views, mine, memory, pattern))
+            found[source] = tuple(made)
         meet(host, "making shared memory ready")
+        return found
 
 
-def _sharing(exchange: Exchange, frames: Sequence[Frame]) -> dict[Frame, tuple[int, ...]]:
+def _sharing(move: Move) -> dict[Frame, tuple[int, ...]]:
     """The different places of a map that have to be in shared memory, and the ranks that read each."""
     found: dict[Frame, tuple[int, ...]] = {}
-    for rank in exchange.members:
-        if not frames[rank].holds:
-            found[frames[rank]] = (*found.get(frames[rank], ()), rank)
+    for rank in move.exchange.members:
+        frame = move.frames[rank]
+        if not frame.holds:
+            found[frame] = (*found.get(frame, ()), rank)
     return found
 
 
-class SharedExchanger:
-    """One map's exchange on this rank, or a part of it, as ``Exchanger`` but through shared memory.
+class SharedExchanger(Exchanger):
+    """One map's exchange on this rank, or a part of it, through shared memory.
 
     Of each rank there are two numbers, its own to write: how many frames it has ``filled``, and ``freed`` by having
     read them. A place is written once all its readers have freed the frame before; it can be read once all its writers
     have filled it.
     """
 
-    idle = False
+    lends = any_order = True
+    room: Flags
 
     def __init__(
         self,
@@ -123,10 +132,7 @@ class SharedExchanger:
         memory: Memory,
         pattern: str,
     ) -> None:
-        self.counter, self.pattern, self.frame = Counter(), pattern, frames[rank].box
-        self.holds, self.padded = frames[rank].holds, frames[rank].padded
-        self.buffer: torch.Tensor | None = None
-        self.addresses = range(0)
+        super().__init__(frames[rank], pattern)
         self._format = memory.format
         self._flags, self._frames = flags, 0
         line = LINE_BYTES // flags.itemsize
@@ -179,9 +185,6 @@ class SharedExchanger:
         if self.buffer is not None or tensor is None:
             return self.buffer
         return tensor.contiguous(memory_format=self._format)
-
-    def close(self) -> None:
-        """Nothing is left to give back: the memory goes with the last tensor in it."""
 
     @staticmethod
     def _alone(exchange: Exchange, region: _Region) -> bool:
