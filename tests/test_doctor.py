@@ -16,7 +16,7 @@ from mpiconv.measure import open_results
 from mpiconv.measure.record import undilated
 from mpiconv.probe.doctor import Findings, _judge
 from mpiconv.probe.preflight import read_hosts
-from mpiconv.runtime.compute.local import Paced
+from mpiconv.runtime.emulation import Paced
 from tests.conftest import ROOT, execute, mpiconv
 from tests.test_measure import record
 

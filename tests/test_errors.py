@@ -79,7 +79,7 @@ def test_weights_of_another_shape(tmp_path):
 PLACES = {
     "joining": "mpiconv.cli.inference:join_world",
     "weights": "mpiconv.runtime.weights:UnitWeights.__call__",
-    "preparing": "mpiconv.runtime.building:LocalUnit",
+    "preparing": "mpiconv.runtime.building:local_unit",
     "messages": "mpiconv.runtime.exchange.collective:Collective._post",
     "exchange": "mpiconv.runtime.exchange.shared:SharedExchanger.start",
     "compute": "mpiconv.runtime.compute.local:LocalUnit.__call__",

@@ -23,7 +23,9 @@ from mpiconv.partition.pieces import pieces
 from mpiconv.partition.receptive import layer_boxes, needed
 from mpiconv.partition.schedule import Frame
 from mpiconv.runtime.compute import fuser, onednn
-from mpiconv.runtime.compute.local import LocalUnit, Paced, _compiles, weights_of
+from mpiconv.runtime.compute.engines import _compiles, local_unit
+from mpiconv.runtime.compute.local import weights_of
+from mpiconv.runtime.emulation import Paced
 from mpiconv.runtime.exchange.parts import Memory, Parts
 from mpiconv.runtime.exchange.shared import SharedExchanger, _Region
 from mpiconv.runtime.exchange.wire import WIRES
@@ -141,7 +143,7 @@ def test_units_of_odd_layers(layer):
     unit, state, images = trace(model, (3, 14, 12)).graph.body[0], model.state_dict(), torch.randn(2, 3, 14, 12)
     weights = [{p.role: state[p.key] for p in part.params} for part in unit.layers]
     assert len(unit.layers) == 2
-    compute = LocalUnit(unit, Box.whole(unit.out_shape), weights, 2, "auto")
+    compute = local_unit(unit, Box.whole(unit.out_shape), weights, 2, "auto")
     with torch.inference_mode():
         wanted = model(images)
         for _ in range(3):
@@ -161,12 +163,12 @@ def test_slices_of_a_pointwise_and_a_depthwise_convolution(length, stride):
     weights = [{p.role: state[p.key] for p in layer.params} for layer in unit.layers]
     with torch.inference_mode():
         wanted = model[:4](images)
-        whole = LocalUnit(unit, box, weights, 1, "auto", sliced=True)(images)
+        whole = local_unit(unit, box, weights, 1, "auto", sliced=True)(images)
         assert_close(whole, wanted)
-        assert_close(LocalUnit(unit, box, weights, 1, "auto")(images), wanted)
+        assert_close(local_unit(unit, box, weights, 1, "auto")(images), wanted)
         for channels in (Span(0, 48), Span(48, 97), Span(97, 144)):
             part = Box(channels, box.rows, box.columns)
-            compute = LocalUnit(unit, part, weights_of(unit, box, weights, part), 1, "auto", sliced=True)
+            compute = local_unit(unit, part, weights_of(unit, box, weights, part), 1, "auto", sliced=True)
             assert torch.equal(compute(images), whole[:, channels.lo : channels.hi])
 
 
@@ -189,10 +191,10 @@ def test_means_of_slices_have_the_bits_of_the_whole(pool):
     model = nn.Sequential(nn.Conv2d(3, 1280, 1), pool, nn.Conv2d(1280, 3, 1)).eval()
     unit = trace(model, (3, 7, 7)).graph.body[1]
     box, images = Box.whole(unit.out_shape), torch.randn(1, 1280, 7, 7).contiguous(memory_format=torch.channels_last)
-    whole = LocalUnit(unit, box, [{}], 1, "auto")(images)
+    whole = local_unit(unit, box, [{}], 1, "auto")(images)
     assert_close(whole, pool(images))
     for lo, hi in ((0, 427), (427, 854), (1279, 1280)):
-        compute = LocalUnit(unit, Box(Span(lo, hi), box.rows, box.columns), [{}], 1, "auto")
+        compute = local_unit(unit, Box(Span(lo, hi), box.rows, box.columns), [{}], 1, "auto")
         assert torch.equal(compute(images[:, lo:hi]), whole[:, lo:hi])
 
 
@@ -225,7 +227,7 @@ def test_norm_and_activation_are_fused_without_a_trace(compute, packed):
     weights = [{p.role: state[p.key] for p in layer.params} for layer in unit.layers]
     images = torch.randn(2, 3, 8, 9)
     with torch.inference_mode():
-        assert_close(LocalUnit(unit, box, weights, 2, compute, packed=packed)(images.clone()), model(images))
+        assert_close(local_unit(unit, box, weights, 2, compute, packed=packed)(images.clone()), model(images))
 
 
 PLANS = [
@@ -416,8 +418,8 @@ def test_layers_of_a_band_fit():
         with torch.inference_mode():
             wanted = model(images)[:, :, rows[0] : rows[1]]
             for compute, packed in (("eager", None), ("auto", None), ("auto", {})):
-                assert_close(LocalUnit(unit, box, weights, 1, compute, packed=packed)(held), wanted)
-                assert_close(LocalUnit(unit, box, weights, 1, compute, padded=True, packed=packed)(padded), wanted)
+                assert_close(local_unit(unit, box, weights, 1, compute, packed=packed)(held), wanted)
+                assert_close(local_unit(unit, box, weights, 1, compute, padded=True, packed=packed)(padded), wanted)
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -448,7 +450,7 @@ def test_bands_at_the_edge_pad_themselves(layer, compute, batch, monkeypatch):
             box = Box(Span(0, wanted.shape[1]), Span(*rows), Span(0, wanted.shape[3]))
             weights = [{p.role: state[p.key] for p in part.params} for part in unit.layers]
             need = needed(unit.layers[0], layer_boxes(unit, box)[0])[0].rows
-            run = LocalUnit(unit, box, weights, batch, compute)
+            run = local_unit(unit, box, weights, batch, compute)
             assert_close(run(images[:, :, need.lo : need.hi]), wanted[:, :, rows[0] : rows[1]])
 
 

@@ -11,13 +11,14 @@ from mpi4py import MPI
 from torch import nn
 
 import mpiconv
-from mpiconv.errors import MpiconvError, PlanError
+from mpiconv.errors import PlanError
 from mpiconv.measure.results import open_results, write_results
 from mpiconv.partition import Box
 from mpiconv.partition.exchange import exchange
-from mpiconv.partition.schedule import Frame
+from mpiconv.partition.schedule import Frame, schedule
 from mpiconv.runtime import building, stamps
-from mpiconv.runtime.exchange import parts, shared
+from mpiconv.runtime.exchange import shared
+from mpiconv.runtime.exchange.base import MEDIA
 from mpiconv.runtime.exchange.parts import Memory
 from mpiconv.runtime.exchange.shared import SharedExchanger, _Region
 from mpiconv.runtime.stamps import Stamps
@@ -86,76 +87,9 @@ def test_bytes_per_inference_are_those_of_all_though_few_are_kept(monkeypatch):
 
 def test_messages_that_mpi_cannot_count_are_refused_naming_the_unit(monkeypatch):
     plan = mpiconv.make_plan(nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 4, 3)), (1, 1, 20, 20), "kpm", 2)
-
-    class Far:
-        def near(self, ranks):
-            return False
-
-    class Two:
-        size = 2
-
-    building._check_sizes(plan, Far(), Two())
-    monkeypatch.setattr(building, "LARGEST_ITEMS", 1000)
+    by_messages, in_memory = schedule(plan, lambda _: "messages"), schedule(plan, lambda _: "shared")
+    building._check_sizes(by_messages)
+    monkeypatch.setattr(MEDIA["messages"].__class__, "largest_items", 1000)
     with pytest.raises(PlanError, match=r"the messages with the output of unit conv1 have .* GiB, MPI can count"):
-        building._check_sizes(plan, Far(), Two())
-    monkeypatch.setattr(building, "LARGEST_ITEMS", 300)
-    with pytest.raises(PlanError, match="the output of the picture"):
-        building._check_sizes(plan, Far(), Two())
-
-
-def test_messages_are_counted_in_items_of_four_bytes():
-    frame = Box.whole((4, 3, 2))
-    boxes = [[Box.of([(lo, lo + 2), (0, 3), (0, 2)])] for lo in (0, 2)]
-    made = parts.Parts(frame, boxes, 1, Memory(channels_last=False))
-    _, (counts, offsets), kind = made.all(torch.zeros(1, 4, 3, 2))
-    assert (counts, offsets, kind.Get_size()) == ([12, 12], [0, 12], 4)
-    assert parts.LARGEST_ITEMS * parts.ITEM_BYTES > 2**32
-
-
-def test_distribute_and_close_again_and_again_takes_no_memory():
-    model = mpiconv.load_model("digits")
-    plan = mpiconv.make_plan(model, (1, 1, 32, 32))
-
-    def turn() -> int:
-        with mpiconv.distribute(model, plan, MPI.COMM_SELF) as net:
-            net(torch.zeros(1, 1, 32, 32))
-        made = MPI.COMM_SELF.Dup()
-        number = made.py2f()
-        made.Free()
-        return number
-
-    def resident() -> int:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * 4096
-
-    first = [turn() for _ in range(5)][-1]
-    before = resident()
-    assert [turn() for _ in range(20)][-1] == first, "a communicator is left over every time"
-    assert resident() - before < 20 * 200_000
-
-
-def test_a_closed_network_says_so():
-    model = mpiconv.load_model("digits")
-    net = mpiconv.distribute(model, mpiconv.make_plan(model, (1, 1, 32, 32)), MPI.COMM_SELF)
-    net(torch.zeros(1, 1, 32, 32))
-    net.close()
-    net.close()
-    for use in (lambda: net(torch.zeros(1, 1, 32, 32)), lambda: list(net.stream([])), net.collect, net.reset):
-        with pytest.raises(MpiconvError, match="cannot be used any more: it was closed"):
-            use()
-
-
-def test_a_network_used_within_its_own_stream():
-    model = mpiconv.load_model("digits")
-    image = torch.zeros(1, 1, 32, 32)
-
-    def batches():
-        yield image
-        net(image)
-
-    with mpiconv.distribute(model, mpiconv.make_plan(model, (1, 1, 32, 32)), MPI.COMM_SELF) as net:
-        outputs = net.stream(batches())
-        next(outputs)
-        with pytest.raises(MpiconvError, match="from within the batches of its own stream"):
-            next(outputs)
-        assert net(image).shape == (1, 10)
+        building._check_sizes(by_messages)
+    building._check_sizes(in_memory)

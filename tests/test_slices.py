@@ -13,7 +13,7 @@ from mpiconv.partition import Box
 from mpiconv.partition.box import Span
 from mpiconv.partition.receptive import layer_boxes, unit_needs
 from mpiconv.runtime.compute import onednn
-from mpiconv.runtime.compute.local import LocalUnit
+from mpiconv.runtime.compute.engines import local_unit
 
 DIGITS = load_model("digits", pretrained=False).features[:3]
 NETS = {
@@ -51,7 +51,7 @@ def _unit(model, shape, channels, compute, packed=None):
     ]
     (need,) = unit_needs(unit, box)
     x = torch.rand(2, *need.shape, generator=torch.Generator().manual_seed(1))
-    return LocalUnit(unit, box, weights, 2, compute, sliced=True, packed=packed), x.contiguous(
+    return local_unit(unit, box, weights, 2, compute, sliced=True, packed=packed), x.contiguous(
         memory_format=torch.channels_last
     )
 

@@ -36,9 +36,11 @@ def compared(job: Job, outputs: list[Any], settings: Settings) -> dict[str, Any]
     same, eager = Difference(), Difference()
     unsplit = None
     if settings.compute != "eager":
-        scheme = "kpm" if job.plan.scheme == "kpm" else "single"  # of one rank: as its slices are computed, or not
-        alone = make_plan(job.model, job.plan.input_shape, scheme, 1, gather=job.plan.graph.gather)
-        unsplit = distribute(job.model, alone, MPI.COMM_SELF, Settings(compute=settings.compute, selfcheck=False))
+        plan = job.plan
+        alone = make_plan(job.model, plan.input_shape, "single", 1, gather=plan.graph.gather, head=plan.graph.head)
+        cut = tuple(unit.name for index, unit in enumerate(plan.graph.body) if plan.cuts_channels(index))
+        own = Settings(compute=settings.compute, selfcheck=False, as_slices=cut)
+        unsplit = distribute(job.model, alone, MPI.COMM_SELF, own)
     for index, output in enumerate(checked):
         images = job.batch(index)
         with torch.inference_mode():

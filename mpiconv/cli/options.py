@@ -103,10 +103,11 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("engine")
     group.add_argument(
         "--compute",
-        choices=("auto", "eager"),
+        choices=("auto", "eager", "onednn", "fused"),
         default="auto",
         help="auto: channels last and units compiled for oneDNN, with weights reordered once, where this torch has "
-        "that; eager: torch's operations one by one (default: auto)",
+        "that; eager: torch's operations one by one; another name: that engine for all units that it suits (default: "
+        "auto)",
     )
     group.add_argument(
         "--wait",

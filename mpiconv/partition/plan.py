@@ -133,6 +133,11 @@ class Plan:
         """FLOPs of the rank in the unit per inference (2 x multiply-adds)."""
         return self.batch * box_flops(self.graph.units[unit], self.owned[unit][rank])
 
+    def cuts_channels(self, unit: int) -> bool:
+        """Whether some rank computes a part of the channels of a unit of the body."""
+        whole = self.graph.units[unit].out_shape[0]
+        return any(0 < len(box.channels) < whole for box in self.boxes[unit])
+
     def weight_bytes(self, unit: int, rank: int) -> int:
         """B of weights that the rank computes the unit with."""
         return FLOAT_BYTES * box_weights(self.graph.units[unit], self.owned[unit][rank])

@@ -16,7 +16,8 @@ from mpiconv.job.control import allgather_json
 from mpiconv.job.host import machine_id
 from mpiconv.measure.estimate import scatter, undisturbed
 from mpiconv.partition import Box
-from mpiconv.runtime.compute.local import LocalUnit, Paced
+from mpiconv.runtime.compute.engines import local_unit
+from mpiconv.runtime.emulation import Paced
 from mpiconv.runtime.heap import settle_heap
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def make_work(kind: str, pace: float = 1.0) -> Work:
         model = nn.Sequential(layer, nn.ReLU())
         unit, state = trace(model, shape).graph.body[0], model.state_dict()
         weights = [{param.role: state[param.key] for param in part.params} for part in unit.layers]
-        compute = LocalUnit(unit, Box.whole(unit.out_shape), weights, 1, "auto")
+        compute = local_unit(unit, Box.whole(unit.out_shape), weights, 1, "auto")
     slowed = Paced(compute, pace) if pace > 1 else compute
     images = torch.randn(1, *shape).contiguous(memory_format=torch.channels_last)
     return Work(slowed, images, unit.flops, sum(4 * param.size for param in unit.params))

@@ -27,11 +27,13 @@ from mpiconv.partition.pieces import Pieces
 from mpiconv.partition.plan import FLOAT_BYTES
 from mpiconv.partition.schedule import Schedule, schedule, worth_overlapping
 from mpiconv.runtime.compute import onednn
-from mpiconv.runtime.compute.local import LocalUnit, Paced, weights_of
+from mpiconv.runtime.compute.engines import channels_last, local_unit
+from mpiconv.runtime.compute.local import LocalUnit, weights_of
 from mpiconv.runtime.compute.operations import WholeUnit
+from mpiconv.runtime.emulation import slowed
 from mpiconv.runtime.engine import DistributedNet
 from mpiconv.runtime.exchange.base import MEDIA, medium_of
-from mpiconv.runtime.exchange.parts import Memory, given
+from mpiconv.runtime.exchange.parts import Memory
 from mpiconv.runtime.exchange.wire import WIRES
 from mpiconv.runtime.frames import Compute, Slot
 from mpiconv.runtime.guard import Guard
@@ -130,14 +132,15 @@ def _distribute(
     if modules:
         last = _whole_head(shared.graph.units[-1], modules[len(computes)], state)
         held += sum(FLOAT_BYTES * param.size for u in modules for param in shared.graph.units[u].params)
-    computes.append([last if last is None or settings.pace == 1 else Paced(last, settings.pace)])
-    memory, wire = Memory(channels_last=settings.compute == "auto"), WIRES[settings.wire]
+    computes.append([last])
+    computes, paced = slowed(computes, settings.pace)
+    memory, wire = Memory(channels_last=channels_last(settings.compute)), WIRES[settings.wire]
     teams = [team, *(team.twin() for _ in range(1, settings.in_flight))]
     ahead = settings.in_flight > 1
     guard = Guard(settings.guard)
     guarded = guard.around(shared, computes, team.rank)
     slots = [Slot(carried, each, memory, wire, guarded, ahead=ahead) for each in teams]
-    return DistributedNet(shared, team, settings, slots, computes, held, frees, guard, tracing_s)
+    return DistributedNet(shared, team, settings, slots, paced, held, frees, guard, tracing_s)
 
 
 def _check_sizes(carried: Schedule) -> None:
@@ -208,7 +211,7 @@ def _unit_computes(
     plan, cuts = carried.plan, carried.pieces[index]
     unit, padded = plan.graph.body[index], carried.padded(index, rank)
     packed: onednn.Packed | None = {} if _share_kernels(cuts, rank) else None
-    sliced = plan.schemes[index] == "kpm" or any(0 < len(b.channels) < unit.out_shape[0] for b in plan.boxes[index])
+    sliced = unit.name in settings.as_slices or plan.cuts_channels(index)
     mine: dict[int, Compute | None] = {}
     for g in reversed(range(len(cuts))):  # the largest piece packs the weights for all
         box = cuts[g][rank]
@@ -218,8 +221,6 @@ def _unit_computes(
         elif box:
             parts = weights_of(unit, plan.boxes[index][rank], weights, box)
             mine[g] = _local_unit(unit, box, parts, plan.batch, settings.compute, padded, sliced, packed, frees)
-        if box and settings.pace > 1:
-            mine[g] = Paced(given(mine[g]), settings.pace)
     return [mine[g] for g in sorted(mine)]
 
 
@@ -235,9 +236,9 @@ def _local_unit(
     frees: list[Free],
 ) -> LocalUnit:
     """A unit on a box, a spare one if there is one; if it is compiled, it will be one again."""
-    key = key_of(unit, box, weights, batch, padded, sliced) if compute == "auto" and packed is None else ""
+    key = key_of(unit, box, weights, batch, compute, padded, sliced) if compute != "eager" and packed is None else ""
     found = spares.take(key) if key else None
-    made = found or LocalUnit(unit, box, weights, batch, compute, padded=padded, sliced=sliced, packed=packed)
+    made = found or local_unit(unit, box, weights, batch, compute, padded=padded, sliced=sliced, packed=packed)
     if key:
         frees.append(lambda: spares.give(key, made))
     return made

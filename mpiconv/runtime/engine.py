@@ -22,9 +22,10 @@ from mpiconv.job.waiting import Awaited, meet
 from mpiconv.job.watch import START, Place
 from mpiconv.partition import Plan
 from mpiconv.partition.plan import ROOT
-from mpiconv.runtime.compute.local import Paced
+from mpiconv.runtime.compute.engines import keeps_nan
+from mpiconv.runtime.emulation import Paced
 from mpiconv.runtime.feed import Feed
-from mpiconv.runtime.frames import Compute, Slot
+from mpiconv.runtime.frames import Slot
 from mpiconv.runtime.guard import Guard
 from mpiconv.runtime.inputs import why_unfit
 from mpiconv.runtime.recording import Recorder
@@ -76,7 +77,7 @@ class DistributedNet:
         team: Team,
         settings: Settings,
         slots: list[Slot],
-        computes: list[list[Compute | None]],
+        paced: Sequence[Paced],
         weight_bytes: int,
         frees: Sequence[Callable[[], object]],
         guard: Guard,
@@ -103,7 +104,6 @@ class DistributedNet:
             [(e.pattern, e.counter) for slot in slots for i in plan.incoming(u) for e in slot.exchangers[i]]
             for u in range(len(plan.graph.units))
         ]
-        paced = [compute for unit in computes for compute in unit if isinstance(compute, Paced)]
         self._recorder = Recorder(plan, team, counters, paced, weight_bytes)
         self.no_meter = self._recorder.no_meter
         self.reset()
@@ -360,7 +360,7 @@ class DistributedNet:
     def _checked(self, images: torch.Tensor | None) -> torch.Tensor | None:
         if self.team.rank != ROOT:
             return None
-        unfit = why_unfit(images, self.plan.input_shape, finite=self.settings.compute != "eager")
+        unfit = why_unfit(images, self.plan.input_shape, finite=not keeps_nan(self.settings.compute))
         if unfit or images is None:
             raise UsageError(unfit)
         return images.detach().contiguous()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mpiconv.job.team import Team
-    from mpiconv.runtime.compute.local import Paced
+    from mpiconv.runtime.emulation import Paced
     from mpiconv.runtime.exchange.parts import Counter
 
 Counters = list[list[tuple[str, "Counter"]]]

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from mpiconv.errors import UsageError
 from mpiconv.job.waiting import WAITS
+from mpiconv.runtime.compute.engines import computes
 from mpiconv.runtime.exchange.wire import WIRES
 
-COMPUTES = ("auto", "eager")
 GUARDS = ("auto", "on", "off")
 OVERLAPS = ("auto", "on", "off")
 SAME_HOSTS = ("auto", "messages")
@@ -21,8 +21,8 @@ class Settings:
     Attributes
     ----------
     compute
-        ``auto``: maps with channels last, oneDNN with weights reordered once where torch has it. ``eager``: torch's
-        operations one by one.
+        ``auto``: maps with channels last, units compiled or computed by oneDNN where torch has it. ``eager``: torch's
+        operations one by one. Or the name of another engine, for the units that it suits.
     wait
         ``spin``, ``sleep``, or ``auto``: asleep where a host has more ranks than cores.
     wire
@@ -47,6 +47,8 @@ class Settings:
     rank_timeout_s
         How long a rank waits for another before it ends with an error that names it, 0 for ever. None: for ever where
         rank 0's stderr is a terminal, else 5 minutes, but for ever for the next picture.
+    as_slices
+        The units of which all is computed in the way that slices of their kernels are, so that it has the same bits.
     weights_file, readers
         The safetensors file that the model's weights came from, and the ranks that read their slices from it instead
         of receiving them: those that ``mpiconv.runtime.weights.readers_of`` found to have it.
@@ -63,11 +65,12 @@ class Settings:
     guard: str = "auto"
     selfcheck: bool = True
     rank_timeout_s: float | None = None
+    as_slices: tuple[str, ...] = ()
     weights_file: str = ""
     readers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        choices = {"compute": COMPUTES, "wait": WAITS, "wire": WIRES, "overlap": OVERLAPS, "same_host": SAME_HOSTS}
+        choices = {"compute": computes(), "wait": WAITS, "wire": WIRES, "overlap": OVERLAPS, "same_host": SAME_HOSTS}
         choices["guard"] = GUARDS
         for name, known in choices.items():
             if getattr(self, name) not in known:

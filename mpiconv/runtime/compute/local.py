@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import takewhile
-from statistics import median
-from time import perf_counter, sleep, thread_time
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -15,9 +13,8 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from mpiconv.graph.form import Layer, Unit
 from mpiconv.partition import Box
-from mpiconv.partition.plan import FLOAT_BYTES
 from mpiconv.partition.receptive import layer_boxes, needed
-from mpiconv.runtime.compute import fuser, onednn, operations
+from mpiconv.runtime.compute import onednn, operations
 from mpiconv.runtime.compute.operations import Operation, Weights
 from mpiconv.runtime.compute.windows import convolution, eager_conv, pooling
 
@@ -25,12 +22,13 @@ Make = Callable[..., Operation]
 Form = Callable[[Layer | None], tuple[Make, bool]]
 """What makes convolutions with a certain activation after them, and whether they include that."""
 
-FUSED = {"conv", "norm", "activation", "maxpool", "avgpool", "add"}
-"""The kinds of layers that torch's fuser knows."""
-
 
 class LocalUnit:
     """A unit on a box: called with a tensor per input, each (N, *needed box), it returns (N, *box).
+
+    This one computes eagerly, by torch's operations one by one; subclasses are faster. One that is decorated with
+    ``engine`` can be chosen by its ``name``; ``channels_last`` is the order of memory that it wants maps in,
+    ``keeps_nan`` whether NaN comes out where NaN goes in, ``compiled`` whether torch's fuser compiles it.
 
     Parameters
     ----------
@@ -40,10 +38,6 @@ class LocalUnit:
         The tensors of every layer by role, sliced to the channels that the layer computes, one mapping per layer.
     batch
         N, the number of pictures that travel together.
-    compute
-        ``eager``: torch's operations one by one. ``auto``: a unit of convolutions, norms, activations, poolings and
-        additions is compiled by torch's fuser for oneDNN, when it is called first; where this torch lacks that, a
-        convolution and the activation after it are one call of oneDNN with reordered weights, where it has that.
     padded
         Whether the first layer's input comes with its ``margin`` around it.
     sliced
@@ -53,27 +47,26 @@ class LocalUnit:
         Reordered weights that several pieces of a box share; the unit is not compiled then.
     """
 
+    name: ClassVar[str] = "eager"
+    channels_last: ClassVar[bool] = False
+    keeps_nan: ClassVar[bool] = True
+    compiled: ClassVar[bool] = False
+
     def __init__(
         self,
         unit: Unit,
         box: Box,
         weights: Sequence[Weights],
         batch: int = 1,
-        compute: str = "eager",
         *,
         padded: bool = False,
         sliced: bool = False,
         packed: onednn.Packed | None = None,
     ) -> None:
         layers = list(operations.folded(unit.layers, layer_boxes(unit, box), weights))
-        compiled = compute == "auto" and packed is None and _compiles(unit) and fuser.available()
-        form: Form | None = None
-        if compiled:
-            form = _to_be_fused
-        elif compute == "auto" and onednn.available():
-            form = partial(_reordered, batch, {} if packed is None else packed)
+        form, compiled = self._form(batch, packed), self.compiled
         self.operations: list[Operation] = []
-        self._together = wide = 0
+        self.together = wide = 0
         while layers:
             first = not self.operations
             bare = padded and first
@@ -91,17 +84,20 @@ class LocalUnit:
             wide = max(wide - used, 0)
             layers = layers[used:]
             if layer.kind == "conv" or not onednn.slow_at_edges():
-                self._together = len(self.operations)
-        self._run: Operation = self._compiled if compiled else _chain(self.operations)
+                self.together = len(self.operations)
+        self._run: Operation = chain(self.operations)
+
+    @classmethod
+    def suits(cls, unit: Unit, packed: onednn.Packed | None) -> bool:  # noqa: ARG003
+        """Whether it can compute a unit here, whose pieces share kernels if there is ``packed``."""
+        return True
+
+    def _form(self, batch: int, packed: onednn.Packed | None) -> Form | None:  # noqa: ARG002
+        """What makes the convolutions; None for torch's own."""
+        return None
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Run the layers."""
-        return self._run(*inputs)
-
-    def _compiled(self, *inputs: torch.Tensor) -> torch.Tensor:
-        fused = fuser.fused(_chain(self.operations[: self._together]), inputs)
-        rest = self.operations[self._together :]
-        self._run = _chain([fused, *rest])
         return self._run(*inputs)
 
 
@@ -137,7 +133,7 @@ def _widened(form: Form, after: Layer | None) -> tuple[Make, bool]:
     return wide, both
 
 
-def _chain(operations: Sequence[Operation]) -> Operation:
+def chain(operations: Sequence[Operation]) -> Operation:
     """The function that runs one after the other."""
     first, *rest = operations
     if not rest:
@@ -161,39 +157,6 @@ def weights_of(unit: Unit, box: Box, weights: Sequence[Weights], piece: Box) -> 
     return found
 
 
-class Paced:
-    """A computation on a slower device: it takes ``pace`` times as long, the rest of it asleep.
-
-    How long it takes on this core undisturbed is the median CPU time of second runs on the same input during the first
-    calls: later ones find the caches cold from sleeping, which a slower device would not. ``overrun`` counts the calls
-    after those that took longer than ``pace`` times that anyway, because others wanted the core too.
-    """
-
-    TRIED = 3
-
-    def __init__(self, compute: Callable[..., Any], pace: float) -> None:
-        self.compute, self.pace = compute, pace
-        self.tried: list[float] = []
-        self.calls = self.overrun = 0
-
-    def __call__(self, *inputs: Any) -> Any:
-        """Compute, then sleep."""
-        begin = perf_counter()
-        output = self.compute(*inputs)
-        if len(self.tried) < self.TRIED:
-            busy = thread_time()
-            output = self.compute(*inputs)
-            self.tried.append(thread_time() - busy)
-        else:
-            self.calls += 1
-        rest = begin + self.pace * median(self.tried) - perf_counter()
-        if rest > 0:
-            sleep(rest)
-        elif len(self.tried) == self.TRIED and self.calls:
-            self.overrun += 1
-        return output
-
-
 def build(layer: Layer, box: Box, weights: Weights, *, first: bool, bare: bool = False) -> Operation:
     """The function that computes ``box`` of a layer's output from the boxes of its inputs that it needs.
 
@@ -208,7 +171,7 @@ def build(layer: Layer, box: Box, weights: Weights, *, first: bool, bare: bool =
         scale, shift, eps = weights.get("weight"), weights.get("bias"), layer.options["eps"]
         return lambda x: F.batch_norm(x, mean, var, scale, shift, False, 0.0, eps)
     if layer.kind == "activation":
-        module = _activation(layer)
+        module = activation_of(layer)
         if not first and "inplace" in getattr(module, "__constants__", ()):
             module.inplace = True  # type: ignore[assignment]
         return module
@@ -222,20 +185,6 @@ def build(layer: Layer, box: Box, weights: Weights, *, first: bool, bare: bool =
     return operations.build(layer, box, inputs, weights)
 
 
-def _compiles(unit: Unit) -> bool:
-    """Whether the fuser gains something for a unit: it knows all kinds of layers in it, and it is more than a sum.
-
-    That is the same for all slices of a unit, so that they have the bits of the whole.
-    """
-    kinds = {layer.kind for layer in unit.layers}
-    if onednn.slow_at_edges() and "conv" not in kinds:
-        return False
-    approximate = any(layer.options.get("arguments", {}).get("approximate") == "tanh" for layer in unit.layers)
-    if not kinds <= FUSED or kinds == {"add"} or approximate:  # it takes any GELU for the exact one
-        return False
-    return FLOAT_BYTES * sum(param.size for param in unit.params) <= fuser.MOST_BYTES
-
-
 def _with_activation(layers: Sequence[tuple[Layer, Box, Weights]], form: Form, *, bare: bool) -> tuple[Operation, int]:
     """A convolution with the activation right after it, if it fits, as one operation; how many layers that were."""
     layer, box, weights = layers[0]
@@ -245,29 +194,8 @@ def _with_activation(layers: Sequence[tuple[Layer, Box, Weights]], form: Form, *
     return convolution(layer, box, held, weights["weight"], weights.get("bias"), make, bare=bare), 1 + both
 
 
-def _reordered(batch: int, packed: onednn.Packed, after: Layer | None) -> tuple[Make, bool]:
-    activation = onednn.activation_of(after.options["module"], after.options["arguments"]) if after else None
-
-    def make(weight: Any, bias: Any, shape: Any, *geometry: Any, key: tuple[object, ...]) -> Operation:
-        stride, padding, dilation, groups = geometry
-        return onednn.convolution(
-            weight, bias, (batch, *shape), stride, padding, dilation, groups, activation or onednn.NONE, packed, key
-        )
-
-    return make, activation is not None
-
-
-def _to_be_fused(after: Layer | None) -> tuple[Make, bool]:
-    activation = _activation(after) if after else None
-
-    def make(weight: Any, bias: Any, _shape: Any, *geometry: Any, key: tuple[object, ...]) -> Operation:  # noqa: ARG001
-        stride, padding, dilation, groups = geometry
-        return fuser.convolution(weight, bias, stride, padding, dilation, groups, activation)
-
-    return make, after is not None
-
-
-def _activation(layer: Layer) -> nn.Module:
+def activation_of(layer: Layer) -> nn.Module:
+    """Torch's module for an activation."""
     module: nn.Module = getattr(nn, layer.options["module"])(**layer.options["arguments"])
     return module.eval()
 
