@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from mpiconv.job import openmpi
+
 __version__ = "0.1.0"
 
 _EXPORTS = {
@@ -16,6 +18,8 @@ _EXPORTS = {
     "open_results": "mpiconv.measure",
     "MpiconvError": "mpiconv.errors",
 }
+
+openmpi.configure()  # MPI reads it when it starts, so this module has to be imported before mpi4py.MPI
 
 __all__ = ["__version__", *_EXPORTS]  # noqa: PLE0604 - the names are strings
 

@@ -11,13 +11,13 @@ from mpi4py import MPI
 from torch import nn
 
 import mpiconv
-from mpiconv.cli.checking import TOLERANCE, compared, raise_if_different
 from mpiconv.errors import ModelError, MpiconvError, PlanError
 from mpiconv.graph.outputs import Difference, tensors_in, with_tensors
 from mpiconv.graph.tracers import capture
 from mpiconv.partition import make_plan
 from mpiconv.runtime.selfcheck import traced_for
 from mpiconv.runtime.settings import Settings
+from mpiconv.study.checking import TOLERANCE, compared, raise_if_different
 from tests.conftest import mpiconv as command
 
 
@@ -184,14 +184,13 @@ class Cancelling(nn.Module):
 
 def test_what_float32_itself_rounds_is_no_difference():
     images = torch.rand(2, 3, 8, 8)
-    job = SimpleNamespace(model=Cancelling(), batch=lambda _: images)
-    job.plan = SimpleNamespace(batch=2)
-    check = compared(job, [images], Settings(compute="eager"))
+    run = Cancelling(), None, lambda _: images
+    check = compared(*run, [images], Settings(compute="eager"))
     assert check["eager_rel_error"] > TOLERANCE
     assert check["exact_rel_error"] <= 1e-7
     assert check["passed"]
     raise_if_different(check)
-    wrong = compared(job, [images + 3e-3], Settings(compute="eager"))
+    wrong = compared(*run, [images + 3e-3], Settings(compute="eager"))
     assert wrong["exact_rel_error"] > 1e-3
     with pytest.raises(MpiconvError, match="differs"):
         raise_if_different(wrong)
@@ -206,7 +205,7 @@ class OnlySingle(Cancelling):
 
 def test_where_there_is_no_double_precision_the_difference_counts():
     images = torch.rand(2, 3, 8, 8)
-    job = SimpleNamespace(model=OnlySingle(), batch=lambda _: images, plan=SimpleNamespace(batch=2))
-    check = compared(job, [images], Settings(compute="eager"))
+    run = OnlySingle(), None, lambda _: images
+    check = compared(*run, [images], Settings(compute="eager"))
     assert not check["passed"]
     assert "exact_rel_error" not in check

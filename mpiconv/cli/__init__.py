@@ -17,11 +17,8 @@ from typing import Any, NoReturn
 import mpiconv
 import mpiconv.cli.startup
 from mpiconv.errors import MpiconvError, reason
-from mpiconv.job import openmpi
 from mpiconv.signals import Ended
 from mpiconv.words import did_you_mean
-
-openmpi.configure()
 
 LAUNCHER_S = 0.9
 """What mpirun may take to kill the ranks that it sent SIGTERM, since another one failed and has said why."""

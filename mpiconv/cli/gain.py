@@ -7,7 +7,6 @@ from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
-from mpi4py import MPI
 
 from mpiconv.cli.setup import Job
 from mpiconv.cli.tables import throughput_fps
@@ -60,7 +59,7 @@ def _alone(job: Job, settings: Settings, asked: int) -> np.ndarray:
     """The latencies in s of rank 0 alone, warm, with its own local compute, pace and threads."""
     plan = make_plan(job.model, job.plan.input_shape, "single", 1)
     own = Settings(compute=settings.compute, pace=settings.pace, dilation=settings.dilation)
-    net = distribute(job.model, plan, MPI.COMM_SELF, own)
+    net = distribute(job.model, plan, settings=own)
     images = job.batch(0)
     for _ in range(WARM_UP):
         net(images)

@@ -16,7 +16,6 @@ import torch
 from mpi4py import MPI
 from tqdm import tqdm
 
-from mpiconv.cli.checking import compared, raise_if_different
 from mpiconv.cli.crowding import crowded
 from mpiconv.cli.gain import gain_over_one
 from mpiconv.cli.notes import note
@@ -41,6 +40,9 @@ from mpiconv.runtime.engine import DistributedNet
 from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.weights import readers_of
 from mpiconv.signals import Caught
+from mpiconv.study.answers import accuracy
+from mpiconv.study.answers import answers as answers_of
+from mpiconv.study.checking import compared, raise_if_different
 from mpiconv.text import to_json
 from mpiconv.words import counted
 
@@ -183,7 +185,7 @@ def _run_all(
                     continue
                 outputs.append(output)
                 if arguments.answers:
-                    for line in _predictions(job, output, done - 1):
+                    for line in answers_of(output, done - 1, job.pictures, job.info):
                         answers.add({key: line[key] for key in ("index", "label", "score")})
             more = results.save_so_far(net, done < frames and not stopping.look())
     return outputs, done
@@ -202,34 +204,6 @@ def _tell_early(name: str, done: int, job: Job, arguments: argparse.Namespace) -
     launcher.tell(f"mpiconv: note: ended by {name} after {done} of {frames} repeats{pictures}")
 
 
-def _predictions(job: Job, output: Any, batch: int) -> list[dict[str, Any]]:
-    """The best class of every picture in a batch; none for a network that is no classifier."""
-    if not isinstance(output, torch.Tensor) or output.dim() != 2:
-        return []
-    scores, classes = torch.softmax(output, 1).max(1)
-    start = batch * job.plan.batch
-    count = min(job.plan.batch, len(job.pictures) - start)
-    return [
-        {
-            "index": start + i,
-            "image": job.pictures.name(start + i),
-            "label": job.info.label(int(classes[i])),
-            "score": float(scores[i]),
-        }
-        for i in range(count)
-    ]
-
-
-def _accuracy(job: Job, outputs: list[Any]) -> dict[str, Any]:
-    """How many of the pictures with an answer got the right class, for a labelled data set; else nothing."""
-    data = job.pictures
-    if not isinstance(data, LabelledPictures):
-        return {}
-    classes = torch.cat([output.argmax(1) for output in outputs])[: len(data)].tolist()
-    right = sum(found == data.answer(index) for index, found in enumerate(classes))
-    return {"accuracy": right / len(classes), "answered": len(classes)}
-
-
 def _finish(
     arguments: argparse.Namespace,
     job: Job,
@@ -244,10 +218,12 @@ def _finish(
 ) -> int:
     """What rank 0 does with the outputs and measurements of all ranks."""
     results.save(record, ended_early)  # before the rest, which may fail or be ended
-    check = compared(job, outputs, net.settings) if arguments.check else None
-    predictions = [line for index, output in enumerate(outputs) for line in _predictions(job, output, index)]
-    accuracy = _accuracy(job, outputs)
-    about = {"data": arguments.data, **accuracy} if accuracy else {}
+    check = compared(job.model, job.plan, job.batch, outputs, net.settings) if arguments.check else None
+    predictions = [
+        line for index, output in enumerate(outputs) for line in answers_of(output, index, job.pictures, job.info)
+    ]
+    right = accuracy(job.pictures, outputs)
+    about = {"data": arguments.data, **right} if right else {}
     if not_finite:
         note(f"the output of {not_finite} is not finite (NaN or infinity), the first of those looked at (--guard)")
         about["not_finite"] = not_finite
@@ -257,11 +233,11 @@ def _finish(
     if ended_early and results.path:
         launcher.tell(f"mpiconv: note: results of {counted(len(record.latency_s), 'repeat')} in {results.path}")
     if arguments.json:
-        print(to_json(_report(job, record, predictions, check, results) | accuracy | {"gain": gain}))
+        print(to_json(_report(job, record, predictions, check, results) | right | {"gain": gain}))
     else:
         print(summary(job, record, predictions, check, results.paused_s, gain))
-        if accuracy:
-            print(f"accuracy {accuracy['accuracy']:.2%} of {accuracy['answered']} pictures ({arguments.data})")
+        if right:
+            print(f"accuracy {right['accuracy']:.2%} of {right['answered']} pictures ({arguments.data})")
         if not arguments.quiet:
             print(where_time_went(record))
             print(ranks_at_work(record))

@@ -53,7 +53,7 @@ TAG = 14
 def distribute(
     model: nn.Module | None,
     plan: Plan | None,
-    comm: MPI.Intracomm | Team,
+    comm: MPI.Intracomm | Team | None = None,
     settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> DistributedNet:
@@ -66,7 +66,7 @@ def distribute(
     plan
         The plan, on rank 0; the others pass None.
     comm
-        The communicator, or a team of one; it must have as many ranks as the plan.
+        The communicator, or a team of one; it must have as many ranks as the plan. None: this process alone.
     settings
         How to run it: the root's count, of the others only ``pace``. None for the defaults.
     progress
@@ -78,7 +78,7 @@ def distribute(
         On every rank, if the plan is for another number of ranks or another model, a message would be too large, or
         another rank failed.
     """
-    team = Team.of(comm)
+    team = Team.of(MPI.COMM_SELF if comm is None else comm)
     try:
         return _distribute(model, plan, team, settings or Settings(), progress)
     except BaseException as error:

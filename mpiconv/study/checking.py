@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from mpi4py import MPI
+from torch import nn
 
-from mpiconv.cli.setup import Job
 from mpiconv.errors import MpiconvError
 from mpiconv.graph.outputs import Difference, tensors_in
-from mpiconv.partition import make_plan
+from mpiconv.partition import Plan, make_plan
 from mpiconv.runtime.building import distribute
 from mpiconv.runtime.exchange.wire import WIRES
 from mpiconv.runtime.settings import Settings
+
+Batches = Callable[[int], torch.Tensor]
 
 CHECKED_BATCHES = 16
 TOLERANCE = 1e-5
@@ -23,8 +25,26 @@ ROUNDING = 3.0
 """How many times farther than eager torch the split output may be from what double precision gives."""
 
 
-def compared(job: Job, outputs: list[Any], settings: Settings) -> dict[str, Any]:
-    """Compare with the unsplit model, absolutely and relative to its largest output.
+def compared(
+    model: nn.Module, plan: Plan, batches: Batches, outputs: Sequence[Any], settings: Settings
+) -> dict[str, Any]:
+    """Compare a run's outputs with the unsplit model, absolutely and relative to its largest output.
+
+    Parameters
+    ----------
+    model
+        The module that was split; it is run eagerly, and through the run's own local compute.
+    plan, settings
+        Of the run.
+    batches
+        Gives the pictures (N, C, H, W) of a batch by its number.
+    outputs
+        What the run made of each, from batch 0 on; the first ``CHECKED_BATCHES`` are looked at.
+
+    Returns
+    -------
+    dict
+        What the following describes, and ``problem``, ``tolerance`` and ``batches``.
 
     ``max_abs_error``, ``max_rel_error`` and ``equal`` are against the model run unsplit through the same local compute,
     ``eager_rel_error`` against torch's own operations. Where these differ by more than the tolerance, as in networks
@@ -36,21 +56,20 @@ def compared(job: Job, outputs: list[Any], settings: Settings) -> dict[str, Any]
     same, eager = Difference(), Difference()
     unsplit = None
     if settings.compute != "eager":
-        plan = job.plan
-        alone = make_plan(job.model, plan.input_shape, "single", 1, gather=plan.graph.gather, head=plan.graph.head)
+        alone = make_plan(model, plan.input_shape, "single", 1, gather=plan.graph.gather, head=plan.graph.head)
         cut = tuple(unit.name for index, unit in enumerate(plan.graph.body) if plan.cuts_channels(index))
         own = Settings(compute=settings.compute, selfcheck=False, as_slices=cut)
-        unsplit = distribute(job.model, alone, MPI.COMM_SELF, own)
+        unsplit = distribute(model, alone, settings=own)
     for index, output in enumerate(checked):
-        images = job.batch(index)
+        images = batches(index)
         with torch.inference_mode():
-            eager.add(output, job.model(images.clone()))
+            eager.add(output, model(images.clone()))
         if unsplit is not None:
             same.add(output, unsplit(images))
     found, tolerance = eager if unsplit is None else same, TOLERANCE + WIRES[settings.wire].tolerance
     exact, near = {}, eager.relative <= tolerance
     if not near and not eager.problem:
-        exact = _exactly(job, checked)
+        exact = _exactly(model, batches, checked)
         near = exact.get("exact_rel_error", math.inf) <= max(tolerance, ROUNDING * exact.get("eager_rounding", 0.0))
     return {
         "max_abs_error": found.absolute,
@@ -65,15 +84,15 @@ def compared(job: Job, outputs: list[Any], settings: Settings) -> dict[str, Any]
     }
 
 
-def _exactly(job: Job, outputs: list[Any]) -> dict[str, float]:
+def _exactly(model: nn.Module, batches: Batches, outputs: Sequence[Any]) -> dict[str, float]:
     """How far the outputs, and eager torch's, are from the model in double precision; nothing where it has none."""
     split, eager = Difference(), Difference()
     try:
-        model = copy.deepcopy(job.model).double()
+        doubled = copy.deepcopy(model).double()
         for index, output in enumerate(outputs):
-            images = job.batch(index)
+            images = batches(index)
             with torch.inference_mode():
-                exact, single = model(images.double()), job.model(images.clone())
+                exact, single = doubled(images.double()), model(images.clone())
             wanted = tensors_in(exact)
             split.add([t.to(w) for t, w in zip(tensors_in(output), wanted, strict=True)], wanted)
             eager.add([t.to(w) for t, w in zip(tensors_in(single), wanted, strict=True)], wanted)
