@@ -21,7 +21,7 @@ from mpiconv.partition.box import Span, union_size
 from mpiconv.partition.exchange import exchange
 from mpiconv.partition.pieces import pieces
 from mpiconv.partition.receptive import layer_boxes, needed
-from mpiconv.partition.schedule import Frame
+from mpiconv.partition.schedule import Held
 from mpiconv.runtime.compute import fuser, onednn
 from mpiconv.runtime.compute.engines import _compiles, local_unit
 from mpiconv.runtime.compute.local import weights_of
@@ -301,7 +301,7 @@ def test_a_place_in_shared_memory_is_not_written_before_it_was_read():
     """Rank 0 makes a map that rank 1 needs half of; rank 1 has not read the last frame when the next one is made."""
     whole, half = Box.whole((4, 3, 2)), Box.whole((2, 3, 2))
     spec = exchange([whole, Box()], [whole, half], "a map")
-    frames = [Frame.of(spec, rank) for rank in range(2)]
+    frames = [Held.of(spec, rank) for rank in range(2)]
     view, flags = torch.zeros(1, 2, 3, 2), memoryview(bytearray(2 * 2 * 64)).cast("q")
     views = {_Region(frames[1], (1,), 0): view}
     first, second = (

@@ -38,10 +38,10 @@ class Mail(Exchanger):
     letters = 0
 
     def __init__(self, move, batch, team):
-        super().__init__(move.frames[team.rank], move.exchange.pattern)
+        super().__init__(move.held[team.rank], move.exchange.pattern)
         self.move, self.team = move, team
-        self.own, self.need = move.exchange.owned[team.rank], self.frame
-        self.buffer = None if self.holds else torch.full((batch, *self.frame.shape), move.frames[team.rank].padding)
+        self.own, self.need = move.exchange.owned[team.rank], self.held
+        self.buffer = None if self.holds else torch.full((batch, *self.held.shape), move.held[team.rank].padding)
 
     def start(self, tensor):
         requests, self.tensor, self.awaited = [], tensor, []
@@ -143,7 +143,7 @@ def test_a_schedule_has_all_that_travels_and_its_bytes(net, scheme, shares, over
         for rank in range(plan.ranks):
             sent = sum(t.box.size for t in move.exchange.transfers if t.source == rank)
             assert found.bytes_sent(source, rank) == 4 * 2 * sent
-            assert move.exchange.needed[rank] in move.frames[rank].box or move.frames[rank].holds
+            assert move.exchange.needed[rank] in move.held[rank].box or move.held[rank].holds
         assert sum(found.bytes_sent(source, r) - found.bytes_received(source, r) for r in range(plan.ranks)) == 0
     for index, unit in enumerate(plan.graph.body):
         for rank in range(plan.ranks):

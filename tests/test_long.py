@@ -15,7 +15,7 @@ from mpiconv.errors import PlanError
 from mpiconv.measure.results import open_results, write_results
 from mpiconv.partition import Box
 from mpiconv.partition.exchange import exchange
-from mpiconv.partition.schedule import Frame, schedule
+from mpiconv.partition.schedule import Held, schedule
 from mpiconv.runtime import building, stamps
 from mpiconv.runtime.exchange import shared
 from mpiconv.runtime.exchange.base import MEDIA
@@ -29,7 +29,7 @@ from tests.test_measure import ATTRIBUTES, load_profile, record
 def test_flags_count_on_beyond_what_32_bits_hold(frames):
     whole = Box.whole((2, 3, 2))
     spec = exchange([whole, Box()], [whole, whole], "a map")
-    places = [Frame.of(spec, rank) for rank in range(2)]
+    places = [Held.of(spec, rank) for rank in range(2)]
     view, flags = torch.zeros(1, 2, 3, 2), memoryview(bytearray(2 * 2 * shared.LINE_BYTES)).cast("q")
     views = {_Region(places[1], (1,), 0): view}
     first, second = (

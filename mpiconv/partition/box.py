@@ -121,9 +121,9 @@ class Box:
             rest[axis] = cut
         return parts
 
-    def within(self, frame: Box) -> tuple[slice, slice, slice]:
-        """The slices of this box in a (C, H, W) tensor that holds ``frame``."""
-        c, r, w = (slice(a.lo - b.lo, a.hi - b.lo) for a, b in zip(self.spans, frame.spans, strict=True))
+    def within(self, whole: Box) -> tuple[slice, slice, slice]:
+        """The slices of this box in a (C, H, W) tensor that holds ``whole``."""
+        c, r, w = (slice(a.lo - b.lo, a.hi - b.lo) for a, b in zip(self.spans, whole.spans, strict=True))
         return c, r, w
 
     def to_list(self) -> list[list[int]]:

@@ -23,7 +23,7 @@ Around = tuple[tuple[int, int], tuple[int, int], float]
 
 
 @dataclass(frozen=True)
-class Frame:
+class Held:
     """The part of a map that a rank has after the exchange: ``box``, with the padding around it where it is ``padded``.
 
     ``holds``: it is what the rank computed, in no buffer of its own.
@@ -35,7 +35,7 @@ class Frame:
     padding: float = 0.0
 
     @classmethod
-    def of(cls, exchange: Exchange, rank: int, around: Around | None = None, *, partial: bool = False) -> Frame:
+    def of(cls, exchange: Exchange, rank: int, around: Around | None = None, *, partial: bool = False) -> Held:
         """A rank's; ``partial`` if the map is made and exchanged in parts, which come together in a buffer."""
         own, need = exchange.owned[rank], exchange.needed[rank]
         if not need if partial else need in own:
@@ -50,13 +50,13 @@ class Frame:
 class Move:
     """How one map changes hands.
 
-    ``parts`` are the exchanges in which it does, one after the other; ``frames[r]`` is what rank r has of it
+    ``parts`` are the exchanges in which it does, one after the other; ``held[r]`` is what rank r has of it
     afterwards; ``medium`` is the name of what carries it.
     """
 
     exchange: Exchange
     parts: tuple[Exchange, ...]
-    frames: tuple[Frame, ...]
+    held: tuple[Held, ...]
     medium: str
 
 
@@ -75,7 +75,7 @@ class Schedule:
     def padded(self, unit: int, rank: int) -> bool:
         """Whether a unit's input comes to a rank with the padding of its first layer around it."""
         sources = self.plan.graph.units[unit].inputs
-        return all(source in self.moves and self.moves[source].frames[rank].padded for source in sources)
+        return all(source in self.moves and self.moves[source].held[rank].padded for source in sources)
 
     def bytes_sent(self, source: int, rank: int) -> int:
         """B of float32 that a rank sends of a map per inference, counted once per receiver."""
@@ -115,12 +115,12 @@ def schedule(
     for source, spread in plan.exchanges.items():
         made = cuts[source] if source != PICTURE else (spread.owned,)
         several = len(made) > 1
-        frames = [
-            Frame.of(spread, rank, _around(plan, source, rank, slow_at_edges=slow[rank]), partial=several)
+        held = [
+            Held.of(spread, rank, _around(plan, source, rank, slow_at_edges=slow[rank]), partial=several)
             for rank in range(plan.ranks)
         ]
         parts = [spread.part(owned) for owned in made] if several else [spread]
-        moves[source] = Move(spread, tuple(parts), tuple(frames), medium_of(spread))
+        moves[source] = Move(spread, tuple(parts), tuple(held), medium_of(spread))
     return Schedule(plan, tuple(cuts), moves)
 
 

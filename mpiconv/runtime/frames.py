@@ -138,8 +138,8 @@ class Slot:
             if need and last.padded:
                 rows, columns, _ = margin(unit, box, slow_at_edges=onednn.slow_at_edges())
                 need = Box(need.channels, need.rows.wider(rows), need.columns.wider(columns))  # noqa: PLW2901
-            whole = need == last.frame
-            found.append((source, None if whole else (slice(None), *need.within(last.frame)) if need else ()))
+            whole = need == last.held
+            found.append((source, None if whole else (slice(None), *need.within(last.held)) if need else ()))
         return tuple(found)
 
     def run(self, images: torch.Tensor | None) -> Generator[Awaited, None, tuple[Any, list[float]]]:

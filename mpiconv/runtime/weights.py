@@ -17,7 +17,7 @@ from mpiconv.partition import Box, Span
 from mpiconv.partition.exchange import Exchange, exchange
 from mpiconv.partition.plan import FLOAT_BYTES, ROOT, Plan
 from mpiconv.partition.receptive import layer_boxes
-from mpiconv.partition.schedule import Frame
+from mpiconv.partition.schedule import Held
 from mpiconv.runtime.exchange.point_to_point import by_messages
 
 if TYPE_CHECKING:
@@ -182,14 +182,14 @@ def _in_chunks(
     whole, rank = spread.owned[ROOT], team.rank
     rows, width = whole.shape[0], whole.shape[2]
     step = max(1, CHUNK_BYTES // (FLOAT_BYTES * max(width, 1)))
-    got, buffer, frame = tensor, None, Frame.of(spread, rank)
+    got, buffer, held = tensor, None, Held.of(spread, rank)
     for lo in range(0, rows, step):
         chunk = Box(Span(lo, min(lo + step, rows)), whole.rows, whole.columns)
         part = spread
         if rows > step:
             part = spread.part([chunk if r == ROOT else Box() for r in range(team.size)])
             part = replace(part, part_of="bcast" if spread.pattern == "bcast" else "p2p")
-        exchanger = by_messages(part, 1, team, frame=frame, buffer=buffer)
+        exchanger = by_messages(part, 1, team, held=held, buffer=buffer)
         buffer = exchanger.buffer
         got = exchanger(tensor if tensor is None else tensor[:, chunk.channels.lo : chunk.channels.hi], place=place)
         exchanger.close()

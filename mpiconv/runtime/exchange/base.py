@@ -11,7 +11,7 @@ import torch
 from mpiconv.job.team import Team
 from mpiconv.job.waiting import Awaited, Flags
 from mpiconv.partition import Exchange
-from mpiconv.partition.schedule import Frame, Move
+from mpiconv.partition.schedule import Held, Move
 from mpiconv.runtime.exchange.parts import Counter, Memory
 from mpiconv.runtime.exchange.wire import Wire
 
@@ -24,7 +24,7 @@ class Exchanger(ABC):
 
     Attributes
     ----------
-    frame, holds, padded
+    held, holds, padded
         What this rank has of the map afterwards; whether that is what it computed; whether padding is around it.
     buffer
         Where it lies afterwards, if that is always the same place.
@@ -51,8 +51,8 @@ class Exchanger(ABC):
     buffer: torch.Tensor | None = None
     addresses = range(0)
 
-    def __init__(self, frame: Frame, pattern: str) -> None:
-        self.frame, self.holds, self.padded = frame.box, frame.holds, frame.padded
+    def __init__(self, held: Held, pattern: str) -> None:
+        self.held, self.holds, self.padded = held.box, held.holds, held.padded
         self.pattern, self.counter = pattern, Counter()
 
     @abstractmethod
@@ -61,7 +61,7 @@ class Exchanger(ABC):
 
     @abstractmethod
     def finish(self) -> torch.Tensor | None:
-        """A tensor (N, *frame), None for an empty box; only after what ``start`` returned is there."""
+        """A tensor (N, *held), None for an empty box; only after what ``start`` returned is there."""
 
     def release(self) -> None:  # noqa: B027 - most have nothing to say
         """Say that this rank has read the frame."""

@@ -73,7 +73,7 @@ class Collective(Messages):
         return [self.group.Igatherv(outgoing.part(0, tensor), None, self.root)]
 
     def _prepare_allgatherv(self, exchange: Exchange) -> None:
-        made = [exchange.owned[rank] & self.frame for rank in self.members]
+        made = [exchange.owned[rank] & self.held for rank in self.members]
         self.place = self.members.index(self.rank)
         self.incoming = self._receiving([[box] if box else [] for box in made])
         self._everything = self.incoming.all()
@@ -81,7 +81,7 @@ class Collective(Messages):
         self._ready = _persistent(self.group, "Allgatherv_init", MPI.IN_PLACE, self._everything)
 
     def _allgatherv(self, tensor: torch.Tensor | None) -> list[MPI.Request]:
-        """The own part lies in the frame already (``start``) and is sent from there or from a staging copy."""
+        """The own part lies in the buffer already (``start``) and is sent from there or from a staging copy."""
         incoming = given(self.incoming)
         if self._mine is not None:
             self._mine.write(given(tensor) if self._cut is None else given(tensor)[self._cut])

@@ -12,7 +12,7 @@ from mpiconv.job.team import Team
 from mpiconv.job.waiting import ANYWHERE, Awaited, wait
 from mpiconv.job.watch import Place
 from mpiconv.partition import Box, Exchange
-from mpiconv.partition.schedule import Frame
+from mpiconv.partition.schedule import Held
 from mpiconv.runtime.exchange.base import Exchanger
 from mpiconv.runtime.exchange.parts import Memory, Parts, given
 from mpiconv.runtime.exchange.wire import FLOAT32, Wire
@@ -25,7 +25,7 @@ class Messages(Exchanger):
 
     Parameters
     ----------
-    frame
+    held
         What the rank has afterwards; None for what it needs and nothing around it.
     buffer
         Where that is put together, if another part of the same exchange has made it already.
@@ -40,20 +40,20 @@ class Messages(Exchanger):
         team: Team,
         memory: Memory | None = None,
         wire: Wire = FLOAT32,
-        frame: Frame | None = None,
+        held: Held | None = None,
         buffer: torch.Tensor | None = None,
     ) -> None:
         rank = team.rank
         self.team, self.rank, self.batch, self.wire = team, rank, batch, wire
         self.memory = memory or Memory(channels_last=False)
-        frame = frame or Frame.of(exchange, rank)
-        super().__init__(frame, exchange.pattern if rank in exchange.members else "none")
+        held = held or Held.of(exchange, rank)
+        super().__init__(held, exchange.pattern if rank in exchange.members else "none")
         self.own, need = exchange.owned[rank], exchange.needed[rank]
         self.buffer = buffer
         if not self.holds and buffer is None:
-            self.buffer = self.memory.empty(batch, self.frame)
+            self.buffer = self.memory.empty(batch, self.held)
             if self.padded:
-                self.buffer.fill_(frame.padding)
+                self.buffer.fill_(held.padding)
         self.members = exchange.members
         self.idle = self.holds and self.pattern == "none"
         self.sends: dict[int, list[Box]] = {}
@@ -77,7 +77,7 @@ class Messages(Exchanger):
         self._kept: torch.Tensor | None = None
         self._cut: tuple[slice, ...] | None = None
         if self.buffer is not None and kept:
-            there, here = ((slice(None), *kept.within(frame)) for frame in (self.frame, self.own))
+            there, here = ((slice(None), *kept.within(box)) for box in (self.held, self.own))
             self._kept = self.buffer[there]
             self._cut = None if kept == self.own else here
 
@@ -92,7 +92,7 @@ class Messages(Exchanger):
         return Awaited(list(self._post(tensor)))
 
     def finish(self) -> torch.Tensor | None:
-        """A tensor (N, *frame), None for an empty box; only after what ``start`` returned is there."""
+        """A tensor (N, *held), None for an empty box; only after what ``start`` returned is there."""
         if self.incoming is not None:
             self.incoming.unpack(self.place)
         tensor, self._sending = self._sending, None
@@ -118,14 +118,14 @@ class Messages(Exchanger):
         """Send and receive."""
 
     def _receiving(self, boxes: Sequence[Sequence[Box]]) -> Parts:
-        return Parts(self.frame, boxes, self.batch, self.memory, self.wire, self.buffer)
+        return Parts(self.held, boxes, self.batch, self.memory, self.wire, self.buffer)
 
     def _leaving(self, boxes: Sequence[Sequence[Box]], *, disjoint: bool = True) -> Parts:
         """Parts of what this rank made, from its buffer where they lie there too and that saves a copy or two."""
         made = Parts(self.own, boxes, self.batch, self.memory, self.wire, disjoint=disjoint)
         if self._kept is None or not all(box in self.kept for peer in boxes for box in peer):
             return made
-        there = Parts(self.frame, boxes, self.batch, self.memory, self.wire, self.buffer, disjoint=disjoint)
+        there = Parts(self.held, boxes, self.batch, self.memory, self.wire, self.buffer, disjoint=disjoint)
         return made if made.in_place and not there.in_place else there
 
     def _count_sends(self, parts: Parts) -> None:

@@ -69,18 +69,18 @@ class Memory:
         """The box's spans in the order of memory."""
         return tuple(box.spans[axis] for axis in self.axes)
 
-    def contiguous(self, box: Box, frame: Box, batch: int) -> bool:
-        """Whether the box is one piece of memory in a tensor of the frame."""
+    def contiguous(self, box: Box, whole: Box, batch: int) -> bool:
+        """Whether the box is one piece of memory in a tensor of the ``whole``."""
         lengths = (batch, *(len(span) for span in self.spans(box)))
-        wholes = [True, *(len(b) == len(f) for b, f in zip(self.spans(box), self.spans(frame), strict=True))]
+        wholes = [True, *(len(b) == len(f) for b, f in zip(self.spans(box), self.spans(whole), strict=True))]
         cut = max((axis for axis, whole in enumerate(wholes) if not whole), default=0)
         return all(length == 1 for length in lengths[:cut])
 
-    def offset(self, box: Box, frame: Box) -> int:
-        """The number of the box's first element in a tensor of the frame, for one picture."""
+    def offset(self, box: Box, whole: Box) -> int:
+        """The number of the box's first element in a tensor of the ``whole``, for one picture."""
         number = 0
-        for mine, whole in zip(self.spans(box), self.spans(frame), strict=True):
-            number = number * len(whole) + mine.lo - whole.lo
+        for mine, axis in zip(self.spans(box), self.spans(whole), strict=True):
+            number = number * len(axis) + mine.lo - axis.lo
         return number
 
 
@@ -93,15 +93,15 @@ class Parts:
 
     Parameters
     ----------
-    frame
+    whole
         What the tensor holds.
     tensor
-        The tensor (N, *frame) if it is always the same one; else it is given with every call.
+        The tensor (N, *whole) if it is always the same one; else it is given with every call.
     """
 
     def __init__(
         self,
-        frame: Box,
+        whole: Box,
         boxes: Sequence[Sequence[Box]],
         batch: int,
         memory: Memory,
@@ -116,11 +116,11 @@ class Parts:
         self.counts = [sum(peer) for peer in sizes]
         self.total = sum(self.counts)
         self.distinct = self.total * distinct // elements if elements else 0
-        single = all(len(peer) <= 1 for peer in boxes) and all(memory.contiguous(box, frame, batch) for box in flat)
+        single = all(len(peer) <= 1 for peer in boxes) and all(memory.contiguous(box, whole, batch) for box in flat)
         self.in_place = wire is FLOAT32 and single and (not disjoint or distinct == elements)
         self.parcels: list[tuple[int, Parcel, tuple[slice, ...] | None, torch.Tensor | None]] = []
         if self.in_place:
-            self.offsets = [FLOAT32.item_bytes * memory.offset(peer[0], frame) if peer else 0 for peer in boxes]
+            self.offsets = [FLOAT32.item_bytes * memory.offset(peer[0], whole) if peer else 0 for peer in boxes]
             self.fixed = tensor
         else:
             self.offsets = [sum(self.counts[:i]) for i in range(len(self.counts))]
@@ -129,9 +129,9 @@ class Parts:
                 for box, length in zip(peer, lengths, strict=True):
                     room = self.fixed[start : start + length]
                     parcel = wire.parcel(room, (batch, *box.shape), memory.view)
-                    where = (slice(None), *box.within(frame))
+                    where = (slice(None), *box.within(whole))
                     there = None if tensor is None else tensor[where]
-                    self.parcels.append((owner, parcel, None if box == frame else where, there))
+                    self.parcels.append((owner, parcel, None if box == whole else where, there))
                     start += length  # noqa: PLW2901
 
     def pack(self, tensor: torch.Tensor | None = None) -> None:

@@ -10,7 +10,7 @@ from mpi4py import MPI
 
 from mpiconv.job.team import Team
 from mpiconv.partition import Exchange
-from mpiconv.partition.schedule import Frame, Move
+from mpiconv.partition.schedule import Held, Move
 from mpiconv.runtime.exchange.base import Exchanger, Medium, medium
 from mpiconv.runtime.exchange.collective import PATTERNS, Collective
 from mpiconv.runtime.exchange.messages import Messages, start_all
@@ -57,12 +57,12 @@ def by_messages(
     team: Team,
     memory: Memory | None = None,
     wire: Wire = FLOAT32,
-    frame: Frame | None = None,
+    held: Held | None = None,
     buffer: torch.Tensor | None = None,
 ) -> Messages:
     """The exchanger by MPI that fits an exchange's pattern."""
     collective = exchange.pattern in PATTERNS and team.rank in exchange.members
-    return (Collective if collective else PointToPoint)(exchange, batch, team, memory, wire, frame, buffer)
+    return (Collective if collective else PointToPoint)(exchange, batch, team, memory, wire, held, buffer)
 
 
 @medium
@@ -84,7 +84,7 @@ class ByMessages(Medium):
         for source, move in moves.items():
             made: list[Messages] = []
             for part in move.parts:
-                frame, buffer = move.frames[team.rank], made[0].buffer if made else None
-                made.append(by_messages(part, batch, team, memory, wire, frame, buffer))
+                held, buffer = move.held[team.rank], made[0].buffer if made else None
+                made.append(by_messages(part, batch, team, memory, wire, held, buffer))
             found[source] = tuple(made)
         return found

@@ -17,7 +17,7 @@ from mpiconv.job.waiting import Awaited, Flags, meet
 from mpiconv.partition import Box, Exchange
 from mpiconv.partition.box import union_size
 from mpiconv.partition.plan import FLOAT_BYTES
-from mpiconv.partition.schedule import Frame, Move
+from mpiconv.partition.schedule import Held, Move
 from mpiconv.runtime.exchange.base import Exchanger, Medium, medium
 from mpiconv.runtime.exchange.parts import Memory
 from mpiconv.runtime.exchange.wire import FLOAT32, Wire
@@ -30,9 +30,9 @@ LINE_BYTES = 64
 
 @dataclass(frozen=True)
 class _Region:
-    """One place of a map in the shared memory: its frame, who reads it there, and where it starts, in B."""
+    """One place of a map in the shared memory: what is held there, who reads it there, and where it starts, in B."""
 
-    frame: Frame
+    held: Held
     readers: tuple[int, ...]
     start: int
 
@@ -69,9 +69,9 @@ class Shared(Medium):
             flags[source] = size
             size += 2 * LINE_BYTES * len(move.parts) * team.size
             places[source] = []
-            for frame, readers in _sharing(move).items():
-                places[source].append(_Region(frame, readers, size))
-                size += -(-FLOAT_BYTES * batch * frame.box.size // LINE_BYTES) * LINE_BYTES
+            for held, readers in _sharing(move).items():
+                places[source].append(_Region(held, readers, size))
+                size += -(-FLOAT_BYTES * batch * held.box.size // LINE_BYTES) * LINE_BYTES
         if not size:
             return {}
         rank, host = team.rank, team.part(team.neighbours)
@@ -84,29 +84,29 @@ class Shared(Medium):
                 continue
             views = {}
             for region in places[source]:
-                elements = batch * region.frame.box.size
+                elements = batch * region.held.box.size
                 flat = torch.frombuffer(shared, dtype=torch.float32, count=elements, offset=region.start)
-                views[region] = memory.view(flat, (batch, *region.frame.box.shape))
-                if region.frame.padded and region.readers[0] == rank:
-                    views[region].fill_(region.frame.padding)
+                views[region] = memory.view(flat, (batch, *region.held.box.shape))
+                if region.held.padded and region.readers[0] == rank:
+                    views[region].fill_(region.held.padding)
             made = []
             for number, part in enumerate(move.parts):
                 begin = flags[source] + 2 * LINE_BYTES * team.size * number
                 mine = shared[begin : begin + 2 * LINE_BYTES * team.size].cast("q")
                 pattern = move.exchange.pattern
-                made.append(SharedExchanger(part, batch, rank, move.frames, views, mine, memory, pattern))
+                made.append(SharedExchanger(part, batch, rank, move.held, views, mine, memory, pattern))
             found[source] = tuple(made)
         meet(host, "making shared memory ready")
         return found
 
 
-def _sharing(move: Move) -> dict[Frame, tuple[int, ...]]:
+def _sharing(move: Move) -> dict[Held, tuple[int, ...]]:
     """The different places of a map that have to be in shared memory, and the ranks that read each."""
-    found: dict[Frame, tuple[int, ...]] = {}
+    found: dict[Held, tuple[int, ...]] = {}
     for rank in move.exchange.members:
-        frame = move.frames[rank]
-        if not frame.holds:
-            found[frame] = (*found.get(frame, ()), rank)
+        held = move.held[rank]
+        if not held.holds:
+            found[held] = (*found.get(held, ()), rank)
     return found
 
 
@@ -126,17 +126,17 @@ class SharedExchanger(Exchanger):
         exchange: Exchange,
         batch: int,
         rank: int,
-        frames: Sequence[Frame],
+        held: Sequence[Held],
         views: Mapping[_Region, torch.Tensor],
         flags: memoryview,
         memory: Memory,
         pattern: str,
     ) -> None:
-        super().__init__(frames[rank], pattern)
+        super().__init__(held[rank], pattern)
         self._format = memory.format
         self._flags, self._frames = flags, 0
         line = LINE_BYTES // flags.itemsize
-        self._filled, self._freed = line * rank, line * (len(frames) + rank)
+        self._filled, self._freed = line * rank, line * (len(held) + rank)
         self._writes: list[tuple[torch.Tensor, tuple[slice, ...] | None]] = []
         own = exchange.owned[rank]
         writers: set[int] = set()
@@ -144,18 +144,18 @@ class SharedExchanger(Exchanger):
         for region, view in views.items():
             if rank in region.readers:
                 self.buffer = view
-                writers = {r for r in range(len(frames)) if any(_written(exchange, r, region.readers))} - {rank}
+                writers = {r for r in range(len(held)) if any(_written(exchange, r, region.readers))} - {rank}
             for box in _written(exchange, rank, region.readers):
-                where = (slice(None), *box.within(region.frame.box))
+                where = (slice(None), *box.within(region.held.box))
                 self._writes.append((view[where], None if box == own else (slice(None), *box.within(own))))
                 readers |= set(region.readers) - {rank}
-                if self.holds and box == own == region.frame.box and self._alone(exchange, region):
+                if self.holds and box == own == region.held.box and self._alone(exchange, region):
                     self.buffer = view  # all of what it holds lies there, in the right order of memory
         if self.buffer is not None:
             start = self.buffer.data_ptr()
             self.addresses = range(start, start + FLOAT_BYTES * self.buffer.numel())
         self.ready = Flags(flags, tuple(line * r for r in sorted(writers)))
-        self.room = Flags(flags, tuple(line * (len(frames) + r) for r in sorted(readers)))
+        self.room = Flags(flags, tuple(line * (len(held) + r) for r in sorted(readers)))
         sent = [t for t in exchange.transfers if t.source == rank]
         self._received = FLOAT_BYTES * batch * exchange.received(rank)
         self._sent = FLOAT_BYTES * batch * exchange.sent(rank)
@@ -180,7 +180,7 @@ class SharedExchanger(Exchanger):
         return Awaited([], [self.ready])
 
     def finish(self) -> torch.Tensor | None:
-        """A tensor (N, *frame), None for an empty box; only after what ``start`` returned is there."""
+        """A tensor (N, *held), None for an empty box; only after what ``start`` returned is there."""
         tensor, self._sending = self._sending, None
         if self.buffer is not None or tensor is None:
             return self.buffer
