@@ -19,8 +19,8 @@ from tqdm import tqdm
 from mpiconv.cli.crowding import crowded
 from mpiconv.cli.gain import gain_over_one
 from mpiconv.cli.notes import note
-from mpiconv.cli.options import Every, pace_of, settings_of
-from mpiconv.cli.saving import Results, check_outputs, so_far
+from mpiconv.cli.options import pace_of, settings_of
+from mpiconv.cli.saving import Results, check_outputs
 from mpiconv.cli.sending import sending_bar
 from mpiconv.cli.setup import REPEATS, Job, prepare
 from mpiconv.cli.startup import Startup
@@ -82,10 +82,11 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     stopping = Stopping(team, caught)
     caught.at_once = False
     if job is None:
-        outputs, done = list[Any](), _follow(net, stopping, arguments.save_every)
+        outputs, done = list[Any](), net.follow(stopping.look)
     else:
         results = _results(arguments, job, net, startup)
         outputs, done = _run_all(arguments, job, net, stopping, startup, results)
+        net.dismiss()
     ended_early = stopping.settle()
     if done < 1:
         raise MpiconvError(
@@ -135,20 +136,6 @@ def _results(arguments: argparse.Namespace, job: Job, net: DistributedNet, start
         write_results(arguments.output, record, job.profile, found | {"startup_s": startup.seconds})
 
     return Results(arguments, write)
-
-
-def _follow(net: DistributedNet, stopping: Stopping, save_every: Every | None) -> int:
-    """Run warm-up and inferences on a rank other than the root, until it ends them; how many were measured."""
-    for _ in net.stream():
-        stopping.look()
-    net.reset()
-    done, more = 0, True
-    while more:
-        for _ in net.stream():
-            stopping.look()
-            done += 1
-        more = save_every is not None and so_far(net)[0]
-    return done
 
 
 def _run_all(

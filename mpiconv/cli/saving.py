@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mpiconv.cli.notes import note
 from mpiconv.errors import MpiconvError, UsageError
 from mpiconv.files import check_writable
-from mpiconv.job.control import bcast_json
 from mpiconv.measure.results import STILL_RUNNING
 from mpiconv.text import to_json
 
@@ -123,26 +122,14 @@ class Results:
                 return
 
     def save_so_far(self, net: DistributedNet, more: bool) -> bool:
-        """Write what was measured so far, if there is more to come, which is returned. Collective, see ``so_far``."""
-        if self._every is None:
+        """Write what was measured so far, if there is more to come, which is returned. On rank 0; the others follow."""
+        if self._every is None or not more:
             return False
         begun, known = monotonic(), bool(self.unwritten)
-        record = so_far(net, more)[1]
+        record = net.collect()
         if record is not None:
             self.save(record, STILL_RUNNING)
             if self.unwritten and not known:
                 note(f"{self.unwritten}; the run goes on")
             self.paused_s += (monotonic() - begun) / net.settings.dilation
         return more
-
-
-def so_far(net: DistributedNet, more: bool | None = None) -> tuple[bool, Record | None]:
-    """Whether rank 0 says that there is more to come and, if so, the record so far on rank 0. Collective.
-
-    The inferences go on after it.
-    """
-    if not bcast_json(net.team, more):
-        return False, None
-    record = net.collect()
-    net.resume()
-    return True, record

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from time import sleep
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from mpi4py import MPI
 
@@ -21,6 +21,13 @@ LOOKS = 256
 
 ANYWHERE = Place("an exchange")
 _give_way = getattr(os, "sched_yield", lambda: sleep(0))  # sleep(0) takes 80 us where Linux's timers have slack
+
+
+class Awaitable(Protocol):
+    """Something that is there at some time, without a message that MPI knows of."""
+
+    def reached(self) -> bool:
+        """Whether it is there."""
 
 
 class Flags:
@@ -57,7 +64,7 @@ class Awaited:
     """
 
     requests: list[MPI.Request] = field(default_factory=list)
-    flags: list[Flags | Gate] = field(default_factory=list)
+    flags: list[Awaitable] = field(default_factory=list)
     last: bool = False
     place: Place = ANYWHERE
 

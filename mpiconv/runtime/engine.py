@@ -5,21 +5,17 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from mpi4py import MPI
 
 from mpiconv.errors import MpiconvError, UsageError, reason
 from mpiconv.graph.outputs import with_tensors
 from mpiconv.job.control import allgather_json, bcast_json
 from mpiconv.job.team import Team
 from mpiconv.job.waiting import Awaited, meet
-from mpiconv.job.watch import START, Place
 from mpiconv.partition import Plan
 from mpiconv.partition.plan import ROOT
 from mpiconv.runtime.compute.engines import keeps_nan
@@ -28,26 +24,13 @@ from mpiconv.runtime.feed import Feed
 from mpiconv.runtime.frames import Slot
 from mpiconv.runtime.guard import Guard
 from mpiconv.runtime.inputs import why_unfit
+from mpiconv.runtime.orders import CALLS, TOLD, Kind, Order, Orders
+from mpiconv.runtime.queue import Frame, Queue, State
 from mpiconv.runtime.recording import Recorder
 from mpiconv.runtime.settings import Settings
 
 if TYPE_CHECKING:
     from mpiconv.measure import Record
-
-STOP = -1
-REFUSED = -2
-TOLD = Place("the start of the next picture")
-
-
-@dataclass
-class _Frame:
-    """A frame under way: its slot, the rest of its work, what it waits for, and how far it is."""
-
-    slot: Slot
-    work: Generator[Awaited, None, Any]
-    awaited: Awaited = field(default_factory=Awaited)
-    begun: bool = False
-    followed: bool = False  # by the next one in its slot
 
 
 class DistributedNet:
@@ -92,7 +75,7 @@ class DistributedNet:
         self.overlapped = tuple(
             unit.name for unit, step in zip(plan.graph.units, slots[0].steps, strict=True) if step.early
         )
-        self._slots = slots
+        self._slots, self._orders = slots, Orders(team)
         self._waiting = team.waiting(settings.wait)
         self.sharing = slots[0].sharing
         exchangers = [exchanger for slot in slots for parts in slot.exchangers.values() for exchanger in parts]
@@ -106,7 +89,7 @@ class DistributedNet:
         ]
         self._recorder = Recorder(plan, team, counters, paced, weight_bytes)
         self.no_meter = self._recorder.no_meter
-        self.reset()
+        self._reset()
 
     def __call__(self, images: torch.Tensor | None = None) -> Any:
         """Run one batch. Collective.
@@ -129,25 +112,28 @@ class DistributedNet:
             This rank or another failed while it ran; the network cannot be called again.
         """
         self._end_stream()
-        number, refusal = STOP, ""
-        if self.team.rank == ROOT:
-            try:
-                images = self._checked(images)
-                number = self._next_number()
-            except UsageError as error:
-                number, refusal = REFUSED, str(error)
+        refusal = ""
         with self._together():
-            frame = self._opened(self._slots[0], images, number)
-            while (done := self._advance(frame)) is None:
-                self._waiting.all(frame.awaited)
-            output, number = done
-            if number == REFUSED:
-                refusal = bcast_json(self.team, refusal, what="the start of the next picture")
-        if refusal:
-            raise UsageError(refusal)
-        if number == STOP:
-            raise UsageError("rank 0 ran a stream to its end where this rank called the network")
-        return output
+            queue = Queue(self._slots[:1])
+            if self.team.rank == ROOT:
+                try:
+                    self._run(queue, self._checked(images))
+                except UsageError as error:
+                    self._orders.give(Order(Kind.REFUSED))
+                    refusal = str(error)
+            else:
+                self._waiting.all(self._orders.awaited())
+                kind = self._orders.first.kind
+                if kind is Kind.REFUSED:
+                    self._orders.take()
+                elif kind is Kind.RUN:
+                    self._run(queue)
+                else:
+                    raise _mismatch(kind, Kind.RUN)
+            if queue:
+                return self._answer(queue)
+            refusal = bcast_json(self.team, refusal, what=TOLD.name)
+        raise UsageError(refusal)
 
     def stream(self, batches: Iterable[torch.Tensor] | None = None, *, copy: bool = True) -> Iterator[Any]:
         """Run batch after batch, ``settings.in_flight`` of them under way at a time. Collective.
@@ -197,45 +183,128 @@ class DistributedNet:
         if feed.error is not None:
             raise feed.error
 
-    def _frames(self, feed: Feed) -> Iterator[Any]:
-        """The outputs of all batches in order, and on all ranks the end of them."""
-        idle, open_slots = list(self._slots), len(self._slots)
-        active: list[_Frame] = []
-        order: list[_Frame] = []
-        done: dict[int, Any] = {}
+    def _frames(self, feed: Feed | None) -> Iterator[Any]:
+        """The outputs of all batches in order, and on all ranks the end of them.
+
+        Without a feed they are those that rank 0 orders before it orders something else, which is left.
+        """
+        queue, ended = Queue(self._slots), False
         with self._together():
-            while open_slots or order:
-                while idle:
-                    images = feed.next()
-                    number = STOP if images is None else self._next_number()
-                    frame = self._opened(idle.pop(0), images, number)
-                    active.append(frame)
-                    order.append(frame)
-                ready = [f for f in active if f.awaited.done()]
-                if len(active) == 1 and not ready:
-                    self._waiting.all(active[0].awaited)
-                    ready = active[:]
-                if not ready:
-                    self._waiting.rest(order[0].awaited.place)
-                    continue
-                self._waiting.over()
-                frame = next((f for f in ready if not f.begun), ready[0])  # to have its picture on the way
-                result = self._advance(frame)
-                if result is None and frame.awaited.last:
-                    frame.followed = True
-                    idle.append(frame.slot)
-                if result is not None:
-                    active.remove(frame)
-                    output, number = result
-                    if number < 0:
-                        open_slots -= 1
-                        order.remove(frame)
+            while queue or not ended:
+                while queue.idle and not ended and self._next_is_there():
+                    if self.team.rank == ROOT:
+                        images = None if feed is None else feed.next()
+                        ended = images is None
+                        if ended:
+                            self._orders.give(Order(Kind.END))
+                        else:
+                            self._run(queue, images)
+                        continue
+                    order = self._orders.first
+                    if order.kind is Kind.RUN:
+                        if self._slots[order.slot] not in queue.idle:
+                            break
+                        self._run(queue)
+                    elif order.kind is Kind.END:
+                        ended = True
+                        self._orders.take()
+                    elif feed is not None:
+                        raise _mismatch(order.kind, Kind.END)
                     else:
-                        if not frame.followed:
-                            idle.append(frame.slot)
-                        done[id(frame)] = output
-                    while order and id(order[0]) in done:
-                        yield done.pop(id(order.pop(0)))
+                        ended = not queue
+                        break
+                yield from self._answered(queue, ended=ended)
+
+    def _next_is_there(self) -> bool:
+        return self.team.rank == ROOT or self._orders.reached()
+
+    def _answered(self, queue: Queue, *, ended: bool) -> Iterator[Any]:
+        """Do what one frame can do, or wait until something can be done; the outputs that are there then, in order."""
+        active = queue.active
+        if not active:
+            if not ended:
+                self._waiting.all(self._orders.awaited())
+            return
+        frame = queue.ready()
+        if frame is None and len(active) == 1 and (ended or not queue.idle):
+            frame = active[0]
+            self._waiting.all(frame.awaited)
+        if frame is None:
+            self._waiting.rest(active[0].awaited.place)
+            return
+        self._waiting.over()
+        queue.advance(frame)
+        yield from queue.answers()
+
+    def _answer(self, queue: Queue) -> Any:
+        """The output of the only frame."""
+        frame = queue.frames[0]
+        while frame.state is not State.ANSWERED:
+            self._waiting.all(frame.awaited)
+            queue.advance(frame)
+        return frame.answer
+
+    def _run(self, queue: Queue, images: torch.Tensor | None = None) -> None:
+        """The next frame: on rank 0 of these pictures in the first idle slot, on the others as the order says."""
+        if self.team.rank == ROOT:
+            slot = queue.idle[0]
+            number, self._number = self._number, self._number + 1
+            told = self._orders.give(Order(Kind.RUN, number, self._slots.index(slot)))
+        else:
+            order, told = self._orders.take(), Awaited()
+            slot, number = self._slots[order.slot], order.number
+        self._recorder.go_on()
+        queue.add(Frame(number, images, slot, self._work(slot, number, told, images)))
+
+    def _agree(self, kind: Kind) -> None:
+        """Rank 0 orders what all ranks called for; another that called for something else raises UsageError."""
+        if self.team.rank == ROOT:
+            self._orders.give(Order(kind))
+            return
+        self._waiting.all(self._orders.awaited())
+        if self._orders.first.kind is not kind:
+            raise _mismatch(self._orders.first.kind, kind)
+        self._orders.take()
+
+    def follow(self, each: Callable[[], object] = lambda: None) -> int:
+        """Do what rank 0 orders - run, reset, collect - until it dismisses this rank. On all ranks but rank 0.
+
+        Parameters
+        ----------
+        each
+            Called after every frame.
+
+        Returns
+        -------
+        int
+            How many frames were run since the last reset.
+        """
+        self._end_stream()
+        with self._together():
+            while True:
+                self._waiting.all(self._orders.awaited())
+                kind = self._orders.first.kind
+                if kind in (Kind.RUN, Kind.END):
+                    for _ in self._frames(None):
+                        each()
+                    continue
+                self._orders.take()
+                if kind is Kind.RESET:
+                    self._reset()
+                elif kind is Kind.COLLECT:
+                    self._recorder.collect(self.record, self.settings.dilation)
+                elif kind is Kind.REFUSED:
+                    bcast_json(self.team, "", what=TOLD.name)
+                elif kind is Kind.DISMISS:
+                    return self._recorder.calls
+                else:
+                    raise _mismatch(kind, Kind.DISMISS)
+
+    def dismiss(self) -> None:
+        """Have ``follow`` end on all other ranks. On rank 0."""
+        self._end_stream()
+        with self._together():
+            self._orders.give(Order(Kind.DISMISS))
 
     def _end_stream(self) -> None:
         """Leave the stream that is open still, if one is."""
@@ -256,16 +325,21 @@ class DistributedNet:
             with self._progress:
                 yield
         except BaseException as error:
-            self._broken = reason(error, self.team.rank)
-            self.team.watch.failed(error)
+            if not self._broken:
+                self._broken = reason(error, self.team.rank)
+                self.team.watch.failed(error)
             raise
 
     def reset(self) -> None:
         """Forget what was measured so far (the warm-up, say), compare clocks, start power meters. Collective."""
         self._end_stream()
         with self._together():
-            self._number = 0
-            self._recorder.reset()
+            self._agree(Kind.RESET)
+            self._reset()
+
+    def _reset(self) -> None:
+        self._number = 0
+        self._recorder.reset()
 
     def close(self) -> None:
         """Give back communicators, messages and shared memory; the network cannot be used any more. Collective.
@@ -274,10 +348,13 @@ class DistributedNet:
         """
         self._end_stream()
         if not self._broken:
-            meet(self.team, "the end of the network")
-            for free in self._frees:
-                free()
-            self.team.close()
+            with self._together():
+                self._agree(Kind.CLOSE)
+                meet(self.team, "the end of the network")
+                self._orders.close()
+                for free in self._frees:
+                    free()
+                self.team.close()
         self._slots, self._frees = [], []
         self._recorder.close()
         self._broken = self._broken or "it was closed"
@@ -297,49 +374,26 @@ class DistributedNet:
         return self._recorder.record(self.settings.pace)
 
     def collect(self) -> Record | None:
-        """The record of all ranks on rank 0, its times on the root's clock; None on the others. Collective."""
+        """The record of all ranks on rank 0, its times on the root's clock; None on the others. Collective.
+
+        What is measured afterwards is added to it, until a ``reset``.
+        """
         self._end_stream()
         with self._together():
+            self._agree(Kind.COLLECT)
             return self._recorder.collect(self.record, self.settings.dilation)
 
-    def resume(self) -> None:
-        """Go on after a ``collect``: what is measured from now on is added to what was before."""
-        self._recorder.resume()
-
-    def _next_number(self) -> int:
-        self._number += 1
-        return self._number - 1
-
-    def _advance(self, frame: _Frame) -> tuple[Any, int] | None:
-        """Do what the frame can do without waiting; its output and its number, or STOP, once it is through."""
-        frame.begun = True
-        with torch.inference_mode():
-            try:
-                frame.awaited = next(frame.work)
-            except StopIteration as end:
-                result: tuple[Any, int] = end.value
-                return result
-        return None
-
-    def _opened(self, slot: Slot, images: torch.Tensor | None, number: int) -> _Frame:
-        """The next frame in a slot: the root has its number go round, or STOP, or REFUSED."""
-        message = np.array([number], np.int64)
-        told = [slot.team.comm.Ibcast(message, ROOT)]
-        return _Frame(slot, self._told(slot, message, told, images))
-
-    def _told(
-        self, slot: Slot, message: np.ndarray, told: list[MPI.Request], images: torch.Tensor | None
-    ) -> Generator[Awaited, None, tuple[Any, int]]:
-        if self.team.rank != ROOT:
-            yield Awaited(told, place=START)
-        output, number = None, int(message[0])
-        if number >= 0:
-            output, stamps = yield from slot.run(images if self.team.rank == ROOT else None)
-            output = self._own_copies(output, images) if self.team.rank == ROOT else None
-            self._recorder.add(number, stamps, perf_counter() - stamps[0])
-        if self.team.rank == ROOT and not MPI.Request.Testall(told):
-            yield Awaited(told, place=TOLD)
-        return output, number
+    def _work(
+        self, slot: Slot, number: int, told: Awaited, images: torch.Tensor | None
+    ) -> Generator[Awaited, None, Any]:
+        """A frame from start to end; its output on the root."""
+        output, stamps = yield from slot.run(images)
+        if self.team.rank == ROOT:
+            output = self._own_copies(output, images)
+        self._recorder.add(number, stamps, perf_counter() - stamps[0])
+        if not told.done():
+            yield told
+        return output if self.team.rank == ROOT else None
 
     def _own_copies(self, output: Any, images: torch.Tensor | None) -> Any:
         """The output, with copies of tensors that lie in the picture or in a buffer that the next call writes to."""
@@ -364,3 +418,7 @@ class DistributedNet:
         if unfit or images is None:
             raise UsageError(unfit)
         return images.detach().contiguous()
+
+
+def _mismatch(done: Kind, called: Kind) -> UsageError:
+    return UsageError(f"rank 0 {CALLS[done]} where this rank {CALLS[called]}")

@@ -12,7 +12,7 @@ from mpi4py import MPI
 
 from mpiconv.graph.form import PICTURE, Unit
 from mpiconv.job.team import Team
-from mpiconv.job.waiting import Awaited, Flags, Gate
+from mpiconv.job.waiting import Awaitable, Awaited, Gate
 from mpiconv.job.watch import Place as Where
 from mpiconv.partition import Box
 from mpiconv.partition.padding import margin
@@ -51,7 +51,7 @@ class Step:
     exchanges: tuple[int, ...]
     pieces: tuple[Piece, ...]
     early: tuple[Exchanger, ...]
-    room: tuple[Flags | Gate, ...]
+    room: tuple[Awaitable, ...]
     finished: tuple[int, ...]
     shared: tuple[Exchanger, ...]
     where: Where
@@ -120,7 +120,7 @@ class Slot:
         incoming = plan.incoming(index)
         written = {i: self.exchangers[i] for i in incoming if len(self.exchangers[i]) == 1} | {index: early}
         into = [e for found in written.values() for e in found]
-        room: list[Flags | Gate] = [e.room for e in into if e.room is not None and e.room.places]
+        room: list[Awaitable] = [e.room for e in into if e.room is not None and e.room.places]
         if any(written.get(i) for i in plan.graph.units[-1].inputs):
             room.append(self._gate)
         finished = tuple(i for i in dict.fromkeys(unit.inputs) if plan.graph.consumers(i)[-1] == index)

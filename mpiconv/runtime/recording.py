@@ -37,6 +37,7 @@ class Recorder:
         self._counters, self._paced = counters, paced
         self._stamps = Stamps(2 * len(plan.graph.units) + 1)
         self.calls = 0
+        self._paused = False
         hosts = team.hosts
         self._meter, self.no_meter = find_meter() if hosts.index(hosts[team.rank]) == team.rank else (None, "")
 
@@ -48,6 +49,7 @@ class Recorder:
     def reset(self) -> None:
         """Forget what was measured so far, compare clocks, start power meters. Collective."""
         self._stamps.clear()
+        self._paused = False
         self._clocks = read_clocks(self.team)
         if self._meter is not None:
             self._meter.start()
@@ -57,10 +59,11 @@ class Recorder:
         if self._meter is not None:
             self._meter.stop()
 
-    def resume(self) -> None:
-        """Go on measuring energy after a ``record``, which ends that."""
-        if self._meter is not None:
+    def go_on(self) -> None:
+        """Measure energy again after a ``record``, which ended that: a frame starts."""
+        if self._paused and self._meter is not None:
             self._meter.resume()
+        self._paused = False
 
     def record(self, pace: float) -> Record:
         """What this rank measured, its times on its own clock."""
@@ -68,6 +71,7 @@ class Recorder:
         ends, latency_s = self._stamps.in_order()
         ends = ends[:, np.newaxis]
         stamps = np.stack([ends[..., :-1:2], ends[..., 1::2], ends[..., 2::2]], axis=-1)
+        self._paused = True
         joules = self._meter.stop() / max(self._stamps.added, 1) if self._meter is not None else np.nan
         counts = {
             name: self._count(name) for name in ("bytes_sent", "bytes_received", "multicast_bytes", "messages_sent")

@@ -1,0 +1,93 @@
+"""The frames under way, in order: what each is, where it runs and how far it is. Kept until they are answered."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+
+from mpiconv.job.waiting import Awaited
+from mpiconv.runtime.frames import Slot
+
+Work = Generator[Awaited, None, Any]
+
+
+class State(Enum):
+    """How far a frame is."""
+
+    NEW = "nothing of it is done"
+    RUNNING = "it has begun"
+    LEAVING = "only its last unit is left, and the next frame may come into its slot"
+    ANSWERED = "its output is there"
+
+
+@dataclass
+class Frame:
+    """A batch under way: its number, its pictures (on rank 0), its slot, the rest of its work, what that waits for."""
+
+    number: int
+    images: torch.Tensor | None
+    slot: Slot
+    work: Work
+    awaited: Awaited = field(default_factory=Awaited)
+    state: State = State.NEW
+    answer: Any = None
+
+    def advance(self) -> None:
+        """Do what can be done without waiting."""
+        self.state = State.RUNNING if self.state is State.NEW else self.state
+        with torch.inference_mode():
+            try:
+                self.awaited = next(self.work)
+            except StopIteration as end:
+                self.answer, self.state = end.value, State.ANSWERED
+
+
+class Queue:
+    """Frames in their order, each in a slot of its own.
+
+    Attributes
+    ----------
+    idle
+        The slots that the next frames can come into.
+    frames
+        All frames that are not answered to the user, in order.
+    """
+
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        self.idle, self.frames = list(slots), list[Frame]()
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def active(self) -> list[Frame]:
+        """The frames that have work left."""
+        return [frame for frame in self.frames if frame.state is not State.ANSWERED]
+
+    def add(self, frame: Frame) -> None:
+        """Take a frame in, whose slot is idle."""
+        self.idle.remove(frame.slot)
+        self.frames.append(frame)
+
+    def ready(self) -> Frame | None:
+        """A frame that need not wait; a new one first, to have its picture on the way."""
+        found = [frame for frame in self.active if frame.awaited.done()]
+        return next((frame for frame in found if frame.state is State.NEW), found[0] if found else None)
+
+    def advance(self, frame: Frame) -> None:
+        """Do what a frame can do without waiting; its slot is idle again as soon as the next frame may come in."""
+        left = frame.state is State.LEAVING
+        frame.advance()
+        if frame.state is not State.ANSWERED and frame.awaited.last:
+            frame.state = State.LEAVING
+        if not left and frame.state in (State.LEAVING, State.ANSWERED):
+            self.idle.append(frame.slot)
+
+    def answers(self) -> Iterator[Any]:
+        """The outputs of the first frames, as far as they are there; with them the frames go."""
+        while self.frames and self.frames[0].state is State.ANSWERED:
+            yield self.frames.pop(0).answer
