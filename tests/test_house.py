@@ -7,12 +7,12 @@ import sys
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from mpi4py import MPI
 
 import mpiconv
-from mpiconv.errors import UsageError
+from mpiconv.errors import ModelError, MpiconvError, UsageError
 from mpiconv.graph.form import PICTURE
 from mpiconv.graph.trace import trace
 from mpiconv.job.control import allgather_json
@@ -131,7 +131,10 @@ def test_an_engine_that_does_not_suit_leaves_the_unit_to_torch():
 @given(nets(), st.sampled_from(sorted(SCHEMES)), SHARES, st.booleans())
 def test_a_schedule_has_all_that_travels_and_its_bytes(net, scheme, shares, overlap):
     model, picture = net
-    plan = make_plan(model, (2, *picture), scheme, len(shares), shares)
+    try:
+        plan = make_plan(model, (2, *picture), scheme, len(shares), shares)
+    except ModelError:
+        assume(False)
     found = schedule(plan, lambda _: "any", overlap=lambda _: overlap)
     assert set(found.moves) == set(plan.exchanges)
     for source, move in found.moves.items():
@@ -210,3 +213,48 @@ def test_a_network_that_was_closed_leaves_nothing():
     left = [team for team in made if team.comm != MPI.COMM_NULL and team.comm != COMM]
     assert len(made) > 4
     assert not left
+
+
+@pytest.mark.parallel([2, 3])
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_ranks_that_follow_do_whatever_rank_0_orders(in_flight):
+    model, root = mpiconv.load_model("digits"), COMM.rank == 0
+    plan = make_plan(model, (1, 1, 32, 32), "wpm", COMM.size)
+    images = [torch.rand(1, 1, 32, 32) for _ in range(7)]
+    settings = Settings(in_flight=in_flight)
+    with mpiconv.distribute(model if root else None, plan if root else None, COMM, settings) as net:
+        if root:
+            net(images[0])
+            net.reset()
+            outputs = list(net.stream(images))
+            assert len(net.collect().latency_s) == 7
+            with pytest.raises(UsageError, match="rank 0 was given"):
+                net(torch.rand(1, 3, 32, 32))
+            outputs += [net(picture) for picture in images]
+            for _ in net.stream(iter(images)):
+                break
+            assert len(net.collect().latency_s) >= 15
+            net.dismiss()
+            assert all(torch.allclose(o, model(i), atol=1e-5) for o, i in zip(outputs, [*images, *images], strict=True))
+        else:
+            seen = []
+            frames = net.follow(lambda: seen.append(1))
+            assert len(seen) == frames + 1  # one before the reset
+            assert frames >= 15
+        net.reset()
+        net(images[0] if root else None)
+
+
+@pytest.mark.parallel([2])
+def test_a_rank_that_calls_for_something_else_says_what_rank_0_did():
+    model, root = mpiconv.load_model("digits"), COMM.rank == 0
+    plan = make_plan(model, (1, 1, 32, 32), "kpm", COMM.size)
+    net = mpiconv.distribute(model if root else None, plan if root else None, COMM)
+    if root:
+        with pytest.raises(MpiconvError, match="rank 0 called the network where this rank called reset"):
+            net(torch.zeros(1, 1, 32, 32))
+    else:
+        with pytest.raises(UsageError, match="rank 0 called the network where this rank called reset"):
+            net.reset()
+    with pytest.raises(MpiconvError, match="cannot be used any more"):
+        net.collect()

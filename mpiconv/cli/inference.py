@@ -36,7 +36,7 @@ from mpiconv.job.world import default_timeout_s, join_world, leave, on_terminal
 from mpiconv.measure import Record
 from mpiconv.measure.results import write_results
 from mpiconv.runtime.building import distribute
-from mpiconv.runtime.engine import DistributedNet
+from mpiconv.runtime.net import DistributedNet
 from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.weights import readers_of
 from mpiconv.signals import Caught

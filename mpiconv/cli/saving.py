@@ -16,7 +16,7 @@ from mpiconv.text import to_json
 
 if TYPE_CHECKING:
     from mpiconv.measure import Record
-    from mpiconv.runtime.engine import DistributedNet
+    from mpiconv.runtime.net import DistributedNet
 
 T = TypeVar("T")
 Write = Callable[["Record", str, "dict[str, Any] | None", "dict[str, Any]"], None]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mpiconv.runtime.building import distribute
-    from mpiconv.runtime.engine import DistributedNet
+    from mpiconv.runtime.net import DistributedNet
 
 __all__ = ["DistributedNet", "distribute"]
 
@@ -15,6 +15,6 @@ def __getattr__(name: str) -> Any:
     """Import the engine on first use: a command that needs only ``mpiconv.job.world`` does not wait for torch."""
     if name not in __all__:
         raise AttributeError(f"module 'mpiconv.runtime' has no attribute {name!r}")
-    from mpiconv.runtime import building, engine
+    from mpiconv.runtime import building, net
 
-    return {"DistributedNet": engine.DistributedNet, "distribute": building.distribute}[name]
+    return {"DistributedNet": net.DistributedNet, "distribute": building.distribute}[name]

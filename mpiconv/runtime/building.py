@@ -31,13 +31,13 @@ from mpiconv.runtime.compute.engines import channels_last, local_unit
 from mpiconv.runtime.compute.local import LocalUnit, weights_of
 from mpiconv.runtime.compute.operations import WholeUnit
 from mpiconv.runtime.emulation import slowed
-from mpiconv.runtime.engine import DistributedNet
 from mpiconv.runtime.exchange.base import MEDIA, medium_of
 from mpiconv.runtime.exchange.parts import Memory
 from mpiconv.runtime.exchange.wire import WIRES
 from mpiconv.runtime.frames import Compute, Slot
 from mpiconv.runtime.guard import Guard
 from mpiconv.runtime.heap import settle_heap
+from mpiconv.runtime.net import DistributedNet
 from mpiconv.runtime.selfcheck import traced_for
 from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.spares import key_of, spares

@@ -46,6 +46,11 @@ class Recorder:
         self._stamps.add(number, stamps, latency_s)
         self.calls += 1
 
+    @property
+    def measured(self) -> int:
+        """How many frames were run since the last ``reset``."""
+        return self._stamps.added
+
     def reset(self) -> None:
         """Forget what was measured so far, compare clocks, start power meters. Collective."""
         self._stamps.clear()
