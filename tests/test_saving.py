@@ -64,7 +64,7 @@ def test_a_full_disk_takes_the_file_and_not_the_summary(tmp_path, words):
 
 def test_a_folder_that_vanishes_is_made_again(tmp_path):
     folder = tmp_path / "results"
-    vanish = "import shutil, mpiconv.runtime.engine as e; f = e.DistributedNet.collect\n"
+    vanish = "import shutil, mpiconv.runtime.net as e; f = e.DistributedNet.collect\n"
     vanish += f"e.DistributedNet.collect = lambda self: (shutil.rmtree({str(folder)!r}), f(self))[1]"
     done = failing(vanish, *RUN, "--output", folder / "r.h5")
     assert done.status == 0, done.err

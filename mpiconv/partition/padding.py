@@ -9,7 +9,7 @@ from mpiconv.partition.box import Box
 from mpiconv.partition.receptive import layer_boxes, needed, reach
 
 LARGE_KERNEL = 5
-"""Kernels of so many rows are padded before the convolution where it is slow at edges."""
+"""Where a processor is slow at edges, a map is padded before convolutions with kernels of at least this many rows."""
 
 
 def margin(unit: Unit, box: Box, *, slow_at_edges: bool = False) -> tuple[tuple[int, int], tuple[int, int], float]:

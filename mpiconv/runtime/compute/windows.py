@@ -14,7 +14,7 @@ from mpiconv.runtime.compute import onednn
 from mpiconv.runtime.compute.operations import Operation
 
 WORTH_COMPUTING = 4
-"""Of so many rows of a band one more may be computed and dropped."""
+"""A band computes rows too many, which are dropped, where it has at least this many times as many rows."""
 
 
 def _own_padding(layer: Layer, box: Box, held: Box) -> tuple[tuple[int, int], tuple[Pair, Pair], Operation]:
