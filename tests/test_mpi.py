@@ -26,7 +26,7 @@ from mpiconv.job.waiting import Awaited
 from mpiconv.measure.record import peak_rss_bytes
 from mpiconv.partition import SCHEMES
 from mpiconv.runtime import DistributedNet
-from mpiconv.runtime.exchange import messages as exchange
+from mpiconv.runtime.exchange import collective
 from mpiconv.runtime.exchange.wire import WIRES
 from mpiconv.runtime.settings import Settings
 from tests.random_nets import Attention, Cat, Excited, ExcitedByFC, Lasting, Net, Outputs, Shuffled, Sum, nets
@@ -195,7 +195,7 @@ def test_wire_formats_within_their_error(wire, compute):
 def test_without_persistent_collectives(monkeypatch):
     """As on an MPI of before version 4."""
     model, picture = built("digits")
-    monkeypatch.setattr(exchange, "_persistent", lambda *_: [])
+    monkeypatch.setattr(collective, "_persistent", lambda *_: [])
     compare(model, (1, *picture), Settings(same_host="messages"), scheme="kpm")
 
 
