@@ -28,7 +28,7 @@ def local_units(traced: Traced, plan: Plan, unit_index: int) -> list[LocalUnit |
             found.append(None)
             continue
         if unit.opaque:
-            found.append(WholeUnit(traced.modules[unit_index]))
+            found.append(WholeUnit(traced.modules[unit.layers[-1].name]))
             continue
         weights = []
         for layer, part in zip(unit.layers, layer_boxes(unit, box), strict=True):
@@ -41,8 +41,8 @@ def local_units(traced: Traced, plan: Plan, unit_index: int) -> list[LocalUnit |
 @torch.inference_mode()
 def run_split(model: nn.Module, plan: Plan, images: torch.Tensor, traced: Traced | None = None) -> object:
     """The network's output as the plan's ranks would compute it; what a rank was not sent is NaN."""
-    traced = traced or trace(model, plan.graph.input_shape, plan.graph.gather, plan.graph.head, batch=plan.batch)
-    assert traced.graph.units == plan.graph.units
+    traced = traced or trace(model, plan.graph.input_shape, batch=plan.batch)
+    assert plan.fitted(traced.layers) is plan
     picture = Box.whole(plan.graph.input_shape)
     owned = {PICTURE: [(picture, images)] + [(Box(), None)] * (plan.ranks - 1)}
     held: dict[int, list[tuple[Box, torch.Tensor]]] = {}

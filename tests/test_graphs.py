@@ -49,7 +49,7 @@ def test_needed_boxes_hold_all_that_torch_reads(name):
     picture = (4, 9, 12)
     x = torch.rand(1, *picture, generator=torch.Generator().manual_seed(0)).requires_grad_()
     y = module(x)
-    graph = trace(module, picture, "conv").graph
+    graph = trace(module, picture).grouped("conv")
     layers = [layer for unit in graph.units for layer in unit.layers][:-1]
     assert layers[-1].out_shape == tuple(y.shape[1:])
     unit = type(graph.units[0])("all", tuple(layers), (-1,))
@@ -100,7 +100,7 @@ def kinds(model: nn.Module, picture: tuple[int, int, int] = (3, 16, 16)) -> list
         pytest.param(
             Excited(4, nn.Sigmoid), ["adaptive", "conv", "activation", "conv", "activation", "binary"], id="se"
         ),
-        pytest.param(ExcitedByFC(4, nn.Sigmoid), ["reduce", "whole", "binary"], id="se-by-fc"),
+        pytest.param(ExcitedByFC(4, nn.Sigmoid), ["reduce", *["linear", "activation"] * 2, "binary"], id="se-by-fc"),
         pytest.param(Where(), ["reduce", "reduce", "concat", "reduce", "activation", "binary"], id="spatial-attention"),
         pytest.param(Attention(4), ["whole", "add"], id="self-attention"),
         pytest.param(Lasting(4), ["layernorm", "conv", "activation", "scale", "add"], id="channels-last"),

@@ -79,9 +79,9 @@ def test_every_scheme_gives_what_the_unsplit_model_gives(scheme, net):
     model, images = seeded(net), torch.randn(2, *PICTURE)
     wanted = model(images)
     for gather in ("pool", "conv"):
-        traced = trace(model, PICTURE, gather, "split")
+        traced = trace(model, PICTURE)
         for shares in SHARES.values():
-            plan = make_plan(traced.graph, (2, *PICTURE), scheme, len(shares), shares)
+            plan = make_plan(traced.layers, (2, *PICTURE), scheme, len(shares), shares, gather, "split")
             assert_close(run_split(model, plan, images, traced), wanted)
 
 
@@ -122,16 +122,75 @@ def test_the_fc_layers_are_the_roots_unless_told():
         make_plan(seeded("chain"), (1, 3, 64, 64), head="split")
 
 
-def test_plans_keep_it_and_older_ones_have_it_on_the_root(tmp_path):
+def test_plans_keep_it(tmp_path):
     plan = make_plan(seeded("chain"), (1, *PICTURE), ranks=3, head="split")
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
-    older = json.loads(make_plan(seeded("chain"), (1, *PICTURE)).to_json())
-    del older["graph"]["head"]
-    assert Plan.from_dict(older).graph.head == "root"
-    older["graph"]["head"] = "tail"
-    with pytest.raises(PlanError, match="root or split"):
-        Plan.from_dict(older)
+    assert (plan.head, plan.gather) == ("split", "pool")
+
+
+@pytest.mark.parametrize("gather", ["pool", "conv"])
+@pytest.mark.parametrize("net", NETS)
+def test_plans_of_version_1_are_read(net, gather):
+    """They have all fully connected layers in one that only the root computes."""
+    model = seeded(net)
+    plan = make_plan(model, (2, *PICTURE), "wpm", 2, gather=gather)
+    older = json.loads(plan.to_json())
+    older["mpiconv_plan"] = 1
+    older["graph"] |= {"gather": gather, "head": "root"}
+    *before, head = older["graph"]["units"][-1]["layers"]
+    kinds = [layer["kind"] for layer in before]
+    rest = before[: kinds.index("linear")] if "linear" in kinds else before
+    shapes = before[len(rest)]["in_shapes"] if len(rest) < len(before) else head["in_shapes"]
+    params = [{**param, "role": "head"} for layer in before[len(rest) :] for param in layer["params"]]
+    older["graph"]["units"][-1]["layers"] = [*rest, {**head, "in_shapes": shapes, "params": params}]
+    read = Plan.from_dict(older)
+    assert read.fitted(trace(model, PICTURE, batch=2).layers) == plan
+    images = torch.randn(2, *PICTURE)
+    with mpiconv.distribute(model, Plan.from_dict({**older, **one_rank(read)})) as run_alone:
+        assert_close(run_alone(images), model(images))
+
+
+def one_rank(plan: Plan) -> dict[str, object]:
+    """What a plan says for one rank instead."""
+    data = plan.alone().to_dict()
+    return {name: data[name] for name in ("schemes", "shares", "boxes")}
+
+
+def test_another_version_is_refused():
+    data = make_plan(seeded("chain"), (1, *PICTURE)).to_dict()
+    with pytest.raises(PlanError, match="not a plan of version 1 or 2"):
+        Plan.from_dict({**data, "mpiconv_plan": 3})
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_another_rank_computes_all_of_them(net):
+    model, images = seeded(net), torch.randn(2, *PICTURE)
+    plan = make_plan(model, (2, *PICTURE), "wpm", 3, (2, 1, 0), head=2)
+    assert (plan.head, plan.scheme) == ("2", "single" if net == "perceptron" else "wpm")
+    dense = [u for u, unit in enumerate(plan.graph.body) if unit.fully_connected]
+    assert [plan.schemes[u] for u in dense] == ["rank2"] * len(dense)
+    assert all(not plan.boxes[u][rank] for u in dense for rank in (0, 1))
+    assert sum(plan.weight_bytes(u, 2) for u in dense) == sum(
+        4 * p.size for u in dense for p in plan.graph.units[u].params
+    )
+    assert_close(run_split(model, plan, images), model(images))
+    with pytest.raises(UsageError, match="the head is to be on rank 3, and the ranks are numbered from 0 to 2"):
+        make_plan(model, (2, *PICTURE), ranks=3, head=3)
+
+
+def test_every_unit_may_end_elsewhere():
+    model, images = seeded("chain"), torch.randn(1, *PICTURE)
+    plans = [make_plan(model, (1, *PICTURE), ranks=2, gather=gather) for gather in ("pool", "conv", {"0": "conv"})]
+    kinds = [[[layer.kind for layer in unit.layers] for unit in plan.graph.body] for plan in plans]
+    assert kinds == [
+        [["conv", "activation", "maxpool"], ["conv", "activation"]],
+        [["conv"], ["activation", "maxpool", "conv"]],
+        [["conv"], ["activation", "maxpool"], ["conv", "activation"]],
+    ]
+    assert [plan.gather for plan in plans] == ["pool", "conv", "mixed"]
+    for plan in plans:
+        assert_close(run_split(model, plan, images), model(images))
 
 
 @pytest.mark.parametrize(("scheme", "part"), [("kpm", 0.26), ("grid", 0.3), ("wpm", 0.31), ("fused", 0.31)])

@@ -60,7 +60,7 @@ def test_figure_6(table):
 
 
 def test_figure_6_lines_cross_between_6_and_7_devices():
-    graph = trace(skeleton("alexnet"), (3, 227, 227), "conv").graph
+    graph = trace(skeleton("alexnet"), (3, 227, 227)).grouped("conv")
     totals = {}
     for n in (6, 7):
         found = [row for row in eq.rows(graph, [n]) if row.layer == "conv3"]
@@ -81,7 +81,7 @@ def test_equations_are_vectorised():
 
 
 def test_mpi_view_is_what_the_boxes_say():
-    graph = trace(skeleton("alexnet"), (3, 227, 227), "conv").graph
+    graph = trace(skeleton("alexnet"), (3, 227, 227)).grouped("conv")
     exact = {row.layer: row for row in eq.mpi_rows(graph, [4])}
     plan = make_plan(graph, (1, 3, 227, 227), "wpm", 4)
     assert exact["conv3"].received_wpm == max(plan.exchanges[2].received(r) for r in range(4)) == 2 * 13 * 384

@@ -189,7 +189,7 @@ def test_what_nothing_spatial_follows_becomes_the_head():
     traced = trace(model, (1, 8, 8))
     assert traced.graph.unit_names == ("conv1", "head")
     x = torch.randn(2, 1, 8, 8)
-    assert torch.equal(traced.head(model[0](x)), model(x))
+    assert torch.equal(traced.modules["head"](model[0](x)), model(x))
 
 
 def test_unit_names_are_unique_and_tell_the_layer():

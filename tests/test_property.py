@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_structure
 
 from mpiconv.errors import ModelError
 from mpiconv.graph.form import PICTURE
+from mpiconv.graph.grouping import single_layers
 from mpiconv.graph.trace import trace
 from mpiconv.partition import SCHEMES, Plan, make_plan, split
 from mpiconv.runtime.selfcheck import traced_for
@@ -24,11 +25,12 @@ MORE = int(os.environ.get("MPICONV_FUZZ", "0"))
 
 
 @settings(max_examples=MORE or 450, deadline=None, derandomize=not MORE, suppress_health_check=list(HealthCheck))
-@given(nets(), st.sampled_from(sorted(SCHEMES)), SHARES, st.sampled_from(["pool", "conv"]), st.integers(1, 2))
-def test_split_equals_unsplit(net, scheme, shares, gather, batch):
+@given(nets(), st.sampled_from(sorted(SCHEMES)), SHARES, st.sampled_from(["pool", "conv"]), st.data())
+def test_split_equals_unsplit(net, scheme, shares, gather, data):
     model, picture = net
+    batch, head = data.draw(st.integers(1, 2)), data.draw(st.sampled_from(["root", "split", len(shares) - 1]))
     try:
-        plan = make_plan(model, (batch, *picture), scheme, len(shares), shares, gather)
+        plan = make_plan(model, (batch, *picture), scheme, len(shares), shares, gather, head)
     except ModelError:
         assume(False)
     note(f"{model}\n{plan}")
@@ -46,17 +48,22 @@ def test_split_equals_unsplit(net, scheme, shares, gather, batch):
 
 
 @settings(max_examples=MORE or 250, deadline=None, derandomize=not MORE, suppress_health_check=list(HealthCheck))
-@given(odd_nets(), st.sampled_from(sorted(SCHEMES)), SHARES, st.sampled_from(["pool", "conv"]), st.integers(1, 2))
-def test_odd_layers(net, scheme, shares, gather, batch):
+@given(odd_nets(), st.sampled_from(sorted(SCHEMES)), SHARES, st.sampled_from(["pool", "conv", "mixed"]), st.data())
+def test_odd_layers(net, scheme, shares, gather, data):
     model, picture = net
+    batch, head = data.draw(st.integers(1, 2)), data.draw(st.sampled_from(["root", "split", len(shares) - 1]))
     images = torch.randn(batch, *picture, generator=torch.Generator().manual_seed(0))
     try:
         with torch.inference_mode():
             wanted = model(images.clone())
-        traced = trace(model, picture, gather, batch=batch)
+        traced = trace(model, picture, batch=batch)
     except (ModelError, RuntimeError, ValueError):
         assume(False)  # a kernel larger than the map, reflection by more than it has
-    plan = make_plan(traced.graph, (batch, *picture), scheme, len(shares), shares)
+    if gather == "mixed":
+        kernels = [unit.layers[0].name for unit in traced.layers.body if unit.layers[0].has_kernels]
+        gather = {unit: data.draw(st.sampled_from(["pool", "conv"])) for unit in kernels}
+    plan = make_plan(traced.layers, (batch, *picture), scheme, len(shares), shares, gather, head)
+    assert single_layers(plan.graph) == traced.layers
     note(f"{model}\n{plan}")
     assume(all(tensor.isfinite().all() for tensor in tree_leaves(wanted)))
     assert traced_for(model, plan)[1] is plan

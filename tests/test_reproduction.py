@@ -185,7 +185,7 @@ def test_verdicts():
 
 
 def test_calculated_claims():
-    graph, pooled = (trace(skeleton("alexnet"), (3, 227, 227), gather).graph for gather in ("conv", "pool"))
+    graph, pooled = (trace(skeleton("alexnet"), (3, 227, 227)).grouped(gather) for gather in ("conv", "pool"))
     assert verdicts(claims_calculated.figure_3(graph, [], "")) == ["holds"]
     assert verdicts(claims_calculated.figure_4(graph, [], "")) == ["holds", "in part", "in part", "not measured yet"]
     six = claims_calculated.figure_6(graph, [], "")

@@ -66,7 +66,8 @@ def test_the_first_unit_that_differs_is_named(monkeypatch):
     found = traced_for(model, plan)[0]
     wrong = {**found.tensors, "1.weight": found.tensors["1.weight"] + 1}
     monkeypatch.setattr(
-        "mpiconv.runtime.selfcheck._traced", lambda *_: mpiconv.graph.trace.Traced(found.graph, found.modules, wrong)
+        "mpiconv.runtime.selfcheck.trace",
+        lambda *_, **__: mpiconv.graph.trace.Traced(found.layers, found.modules, wrong),
     )
     with pytest.raises(ModelError, match="from unit conv2 on"):
         traced_for(model, plan)

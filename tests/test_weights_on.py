@@ -38,7 +38,7 @@ def test_rows_are_those_of_the_model(prefix, half, tmp_path):
     stored = {key: tensor.half() if half and tensor.is_floating_point() else tensor for key, tensor in state.items()}
     save_file({prefix + key: tensor for key, tensor in stored.items()}, tmp_path / "w.safetensors")
     file = WeightsFile(tmp_path / "w.safetensors")
-    params = [param for unit in trace(model, (3, 9, 9), head="split").graph.units for param in unit.params]
+    params = [param for unit in trace(model, (3, 9, 9)).grouped(head="split").units for param in unit.params]
     assert len(params) == 11
     for param in params:
         for lo, hi in ((0, param.shape[0]), (1, 2), (2, 5)):

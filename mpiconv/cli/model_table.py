@@ -30,7 +30,7 @@ def show(arguments: argparse.Namespace) -> int:
             raise UsageError(f"--input {arguments.input!r} is not channels x rows x columns, like 3x227x227")
         channels, height, width = (int(part) for part in arguments.input.split("x"))
         info = replace(info, input_shape=(channels, height, width))
-    graph = trace(model, info.input_shape, "conv").graph
+    graph = trace(model, info.input_shape).grouped("conv")
     if arguments.figure:
         _draw(arguments, model, info)
         return 0
@@ -67,7 +67,7 @@ def _write_csv(path: str, paper: list[Row], exact: list[MpiRow]) -> None:
 
 def _draw(arguments: argparse.Namespace, model: nn.Module, info: Info) -> None:
     out = Path(arguments.out or f"figure{arguments.figure}.png")
-    graph = trace(model, info.input_shape, "conv").graph
+    graph = trace(model, info.input_shape).grouped("conv")
     if arguments.figure == 7:
         if not arguments.image:
             raise UsageError("figure 7 needs a picture: --image FILE")

@@ -73,9 +73,10 @@ def add_split_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--head",
-        choices=("root", "split"),
-        help="fully connected layers: all on rank 0 as in the paper, or their features (and so their weights) shared "
-        "out like kernels (default: root)",
+        type=head,
+        metavar="root|split|RANK",
+        help="fully connected layers: all on rank 0 as in the paper, their features (and so their weights) shared out "
+        "like kernels, or all on the rank of that number (default: root)",
     )
 
 
@@ -293,6 +294,13 @@ def fraction(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     return value
+
+
+def head(text: str) -> str:
+    """``root``, ``split`` or the number of a rank; rank 0 is the root."""
+    if text not in ("root", "split") and not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither root nor split nor the number of a rank")
+    return "root" if text.isdecimal() and int(text) == 0 else text
 
 
 def above_zero_to_one(text: str) -> float:

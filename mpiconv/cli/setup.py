@@ -20,7 +20,7 @@ from mpiconv.measure.energy import EnergyProfile, load_profile
 from mpiconv.models import Info, info_of, load_model
 from mpiconv.partition import Plan, make_plan
 from mpiconv.partition.box import normalised
-from mpiconv.partition.plan import ROOT_ALONE
+from mpiconv.partition.schemes import ROOT_ALONE
 from mpiconv.runtime.weights import check_state
 from mpiconv.words import counted
 
@@ -128,8 +128,7 @@ def _check_network(path: str, plan: Plan, model: nn.Module, info: Info) -> None:
 
 def _of_plan(plan: Plan) -> dict[str, Any]:
     """What the options of the split would be for a plan."""
-    graph = plan.graph
-    return {"scheme": plan.scheme, "gather": graph.gather, "head": graph.head, "batch": plan.batch}
+    return {"scheme": plan.scheme, "gather": plan.gather, "head": plan.head, "batch": plan.batch}
 
 
 def _compare_with_plan(arguments: argparse.Namespace, plan: Plan, ranks: int) -> None:

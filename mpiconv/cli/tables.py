@@ -52,7 +52,7 @@ def summary(
         f"{job.info.name}, input {'x'.join(map(str, plan.input_shape))}, {plan.scheme} over "
         f"{counted(plan.ranks, 'rank')} on {counted(len(set(record.hostnames)), 'host')}, "
         f"{'-'.join(map(str, threads))} thread{'' if threads == [1] else 's'} a rank, "
-        f"gather {plan.graph.gather}, head {plan.graph.head}"
+        f"gather {plan.gather}, head {plan.head}"
     )
     if check is not None:
         found = (

@@ -15,9 +15,6 @@ Pair = tuple[int, int]
 PICTURE = -1
 """The index that stands for the picture among a unit's inputs."""
 
-HEADS = ("root", "split")
-"""Who computes fully connected layers: the root, in the head, or all ranks, as units of the body."""
-
 KINDS = (
     *("conv", "convtranspose", "norm", "activation", "elementwise", "prelu", "scale", "maxpool", "avgpool", "adaptive"),
     *("reduce", "add", "binary", "concat", "pad", "resample", "pixelshuffle", "pixelunshuffle"),
@@ -110,7 +107,8 @@ class Layer:
 class Unit:
     """A chain of layers that one rank runs without talking to another.
 
-    Outside the head at most one layer has kernels, or a pointwise convolution and the depthwise one after it.
+    ``mpiconv.graph.grouping`` forms them: outside the head at most one layer has kernels, or a pointwise convolution
+    and the depthwise one after it.
     ``inputs`` are the units whose outputs the first layer reads (``PICTURE`` for the picture itself).
     """
 
@@ -156,8 +154,6 @@ class Graph:
     model: str
     input_shape: Shape
     units: tuple[Unit, ...]
-    gather: str = "pool"
-    head: str = "root"
 
     @property
     def body(self) -> tuple[Unit, ...]:
@@ -192,13 +188,7 @@ class Graph:
                 Unit(str(u["name"]), tuple(_layer(layer) for layer in u["layers"]), tuple(int(i) for i in u["inputs"]))
                 for u in data["units"]
             )
-            graph = cls(
-                str(data["model"]),
-                _ints(data["input_shape"]),
-                units,
-                str(data["gather"]),
-                str(data.get("head", "root")),
-            )
+            graph = cls(str(data["model"]), _ints(data["input_shape"]), units)
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(f"not a network description: {error!r}") from None
         graph.validate()
@@ -208,8 +198,6 @@ class Graph:
         """Raise PlanError unless every edge leads from an earlier unit and the shapes on both ends agree."""
         if not self.units:
             raise PlanError("a network description needs at least a head")
-        if self.head not in HEADS:
-            raise PlanError(f"a network description with the head {self.head!r}: {' or '.join(HEADS)} is wanted")
         for i, unit in enumerate(self.units):
             if not unit.layers or len(unit.inputs) != len(unit.in_shapes):
                 raise PlanError(f"unit {unit.name} has {len(unit.layers)} layers and {len(unit.inputs)} inputs")

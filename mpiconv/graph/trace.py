@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from mpiconv.errors import UsageError
 from mpiconv.graph.calls import (
     CONVOLUTIONS,
     DROPOUTS,
@@ -21,14 +21,12 @@ from mpiconv.graph.calls import (
     bound,
     kind_of,
 )
-from mpiconv.graph.form import HEADS, PICTURE, Graph, Layer, Shape
-from mpiconv.graph.grouping import Step, live, units_of
-from mpiconv.graph.layers import FULLY_CONNECTED, Map, build, resample
+from mpiconv.graph.form import PICTURE, Graph, Layer, Shape, Unit
+from mpiconv.graph.grouping import Gather, Step, grouped, live, single_layers
+from mpiconv.graph.layers import Map, build, resample
 from mpiconv.graph.region import cut, whole_layer
 from mpiconv.graph.resample import numbered, selection
 from mpiconv.graph.tracers import Captured, captured_once
-
-GATHERS = ("conv", "pool")
 
 
 @dataclass(frozen=True)
@@ -37,25 +35,34 @@ class Traced:
 
     Attributes
     ----------
-    graph
-        Its units.
+    layers
+        The network with every layer as a unit of its own.
     modules
-        The torch modules of the units that only the root runs, by the unit's number.
+        The torch modules of the layers that only the root runs, by the layer's name; the head's is called ``head``.
     tensors
         The weights and other constants that the layers name, by their key.
     tracer
         How the operations were found: ``run`` or ``export``.
     """
 
-    graph: Graph
-    modules: dict[int, nn.Module]
+    layers: Graph
+    modules: dict[str, nn.Module]
     tensors: dict[str, torch.Tensor]
     tracer: str = "run"
 
+    @cached_property
+    def graph(self) -> Graph:
+        """Its layers grouped into units, as a plan has them unless told otherwise."""
+        return self.grouped()
+
     @property
     def head(self) -> nn.Module:
-        """The module of the last unit."""
-        return self.modules[len(self.graph.units) - 1]
+        """The module of the head's last layer: from maps (N, C, H, W) to the model's output."""
+        return self.modules["head"]
+
+    def grouped(self, gather: Gather = "pool", head: str = "root") -> Graph:
+        """Its layers grouped into units, as ``mpiconv.graph.grouping.grouped`` does it."""
+        return grouped(self.layers, gather, head)
 
 
 @dataclass(frozen=True)
@@ -73,8 +80,8 @@ class _Walk:
     captured: Captured
     batch: int
     picture: Shape
-    head: str
     steps: list[Step] = field(default_factory=list)
+    modules: dict[str, nn.Module] = field(default_factory=dict)
     values: dict[fx.Node, Any] = field(default_factory=dict)
 
     def add(self, layer: Layer, *sources: Map) -> Map:
@@ -87,18 +94,10 @@ class _Walk:
         return self.picture if step == PICTURE else self.steps[step].layer.out_shape
 
 
-def trace(
-    model: nn.Module,
-    picture: Sequence[int],
-    gather: str = "pool",
-    head: str = "root",
-    *,
-    batch: int = 1,
-    tracer: str = "run",
-) -> Traced:
-    """Turn a module into a graph of units; it is put into evaluation mode.
+def trace(model: nn.Module, picture: Sequence[int], *, batch: int = 1, tracer: str = "run") -> Traced:
+    """Turn a module into a graph of layers; it is put into evaluation mode.
 
-    What boxes cannot describe is computed by the root: as the head, where no convolution follows, else as a unit of
+    What boxes cannot describe is computed by the root: as the head, where no convolution follows, else as a layer of
     its own.
 
     Parameters
@@ -107,11 +106,6 @@ def trace(
         A module with one input and any output.
     picture
         (C, H, W) of its input.
-    gather
-        ``pool``: a unit ends after the activation and pooling behind its convolution; ``conv``: right after it.
-    head
-        ``root``: fully connected layers are the root's; ``split``: each that reads a flattened map, or the features of
-        another, is a unit of the body.
     batch
         N, the number of pictures that travel together: a module may compute with it.
     tracer
@@ -120,19 +114,18 @@ def trace(
 
     Raises
     ------
-    UsageError
-        Another ``gather`` or ``head``.
     ModelError
         What is computed depends on the pictures' content; the line is named.
+
+    Examples
+    --------
+    >>> trace(mpiconv.load_model("alexnet"), (3, 227, 227)).graph.unit_names
+    ('features.0', 'features.3', 'features.6', 'features.8', 'features.10', 'head')
     """
-    if gather not in GATHERS:
-        raise UsageError(f"unknown gather {gather!r}: choose from {', '.join(GATHERS)}")
-    if head not in HEADS:
-        raise UsageError(f"unknown head {head!r}: choose from {', '.join(HEADS)}")
     channels, rows, columns = (int(length) for length in picture)
     name = _name_of(model)
     captured = captured_once(model.eval(), (batch, channels, rows, columns), name, tracer)
-    walk = _Walk(captured, batch, (channels, rows, columns), head)
+    walk = _Walk(captured, batch, (channels, rows, columns))
     ahead = _before_a_convolution(captured)
     for node in captured.nodes:
         if node.op == "placeholder":
@@ -144,10 +137,13 @@ def trace(
             _visit(walk, node, worth=node in ahead)
     output = next(node for node in captured.nodes if node.op == "output")
     rest = cut(captured, walk.values, output)
-    steps, head_inputs = live(walk.steps, rest.sources)
-    shapes = [walk.shape(source) for source in rest.sources]
-    units, modules = units_of(steps, rest, head_inputs, shapes, gather, batch)
-    return Traced(Graph(name, walk.picture, units, gather, head), modules, captured.tensors, captured.tracer)
+    steps, sources = live(walk.steps, rest.sources)
+    shapes = tuple(walk.shape(source) for source in rest.sources)
+    head = Unit("head", (rest.layer("head", "head", shapes, (1, 1, 1), batch),), sources)
+    units = [Unit(step.layer.name, (step.layer,), step.inputs) for step in steps]
+    modules = {step.layer.name: walk.modules[step.layer.name] for step in steps if step.layer.opaque}
+    graph = single_layers(Graph(name, walk.picture, (*units, head)))
+    return Traced(graph, modules | {"head": rest.module}, captured.tensors, captured.tracer)
 
 
 def _name_of(model: nn.Module) -> str:
@@ -183,7 +179,6 @@ def _visit(walk: _Walk, node: fx.Node, *, worth: bool) -> None:
             given = fx.node.map_arg(
                 bound(node.target, node.args, node.kwargs, usual=False), lambda n: _operand(walk, n)
             )
-            kind = FULLY_CONNECTED if kind == "linear" and walk.head == "split" else kind
             steps = len(walk.steps)
             made = build(kind, walk.add, _layer_name(node), given)
             if not _is_float(node) or tuple(node.meta["value"].shape) != _tensor_shape(made, walk.batch):
@@ -275,8 +270,8 @@ _AS_MAP: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def _unchanged(walk: _Walk, moved: Moved) -> Map | None:
-    """The map itself, where nothing but the order of its axes has changed, or it was flattened for a split head."""
-    if walk.head == "split" and torch.equal(moved.value, numbered(moved.source.shape, walk.batch).flatten(1)):
+    """The map itself, where nothing but the order of its axes has changed, or it was flattened for a linear layer."""
+    if torch.equal(moved.value, numbered(moved.source.shape, walk.batch).flatten(1)):
         return Map(moved.source.step, moved.source.shape, "nc")
     for order, back in _AS_MAP.items():
         if selection(back(moved.value), moved.source.shape, walk.batch) == (None, None, None):
@@ -310,7 +305,9 @@ def _hand_on(walk: _Walk, node: fx.Node, kind: str) -> None:
         if (value is None or (isinstance(value, Moved) and kind in CONVOLUTIONS)) and (kind in CONVOLUTIONS or has_map):
             region = cut(walk.captured, walk.values, source, skip=source)
             shapes = [walk.shape(step) for step in region.sources]
-            layer = whole_layer(source.name, region, shapes, source.meta["value"], walk.batch)
+            name = f"{source.name}.whole" if source.name == "head" else source.name
+            layer = whole_layer(name, region, shapes, source.meta["value"], walk.batch)
             if layer is not None:
-                walk.steps.append(Step(layer, region.sources, region.module))
+                walk.steps.append(Step(layer, region.sources))
+                walk.modules[name] = region.module
                 walk.values[source] = Map(len(walk.steps) - 1, layer.out_shape)

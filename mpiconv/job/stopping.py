@@ -10,7 +10,7 @@ from mpi4py import MPI
 from mpiconv.job.control import bcast_json
 from mpiconv.job.waiting import wait
 from mpiconv.job.watch import Place
-from mpiconv.partition.plan import ROOT
+from mpiconv.partition.schemes import ROOT
 from mpiconv.signals import signal_name
 
 if TYPE_CHECKING:

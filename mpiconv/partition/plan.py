@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,28 +12,29 @@ from typing import TYPE_CHECKING, Any
 from mpiconv.errors import MpiconvError, PlanError, UsageError
 from mpiconv.files import write_text
 from mpiconv.graph.form import PICTURE, Graph
+from mpiconv.graph.grouping import HEADS, Gather, gather_of, grouped, head_units, single_layers
 from mpiconv.partition.box import Box, hull, normalised
+from mpiconv.partition.differences import other_network
 from mpiconv.partition.exchange import Exchange, exchange
 from mpiconv.partition.receptive import box_flops, box_weights, unit_needs
-from mpiconv.partition.schemes import boxes_of, scheme_of
+from mpiconv.partition.schemes import ROOT, ROOT_ALONE, alone_on, boxes_of
 from mpiconv.reading import read_json
 
 if TYPE_CHECKING:
     from torch import nn
 
 FLOAT_BYTES = 4
-ROOT = 0
-PLAN_VERSION = 1
-ROOT_ALONE = "root"
-"""In place of a scheme's name for a unit that cannot be split: the root computes all of it."""
+PLAN_VERSION = 2
+READ_VERSIONS = (1, PLAN_VERSION)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which rank computes which box of every unit's output; the head is always everything on the root, rank 0.
+    """Which rank computes which box of every unit's output; the last unit, the head, is the root's, rank 0.
 
-    ``boxes[u][r]`` is the box of unit ``u`` of ``graph.body`` on rank ``r``; ``schemes[u]`` names what made it;
-    ``batch`` is the number of pictures that travel together.
+    ``graph`` says by its units after which layers maps are exchanged; ``boxes[u][r]`` is the box of unit ``u`` of
+    ``graph.body`` on rank ``r``; ``schemes[u]`` names what made it, or the only rank that computes it; ``batch`` is the
+    number of pictures that travel together.
     """
 
     graph: Graph
@@ -68,9 +69,46 @@ class Plan:
         Fully connected layers, which rows cannot split, count only where there is nothing else.
         """
         units = zip(self.graph.body, self.schemes, strict=True)
-        rest = {name for unit, name in units if not unit.fully_connected} - {ROOT_ALONE}
-        names = sorted(rest or set(self.schemes) - {ROOT_ALONE})
+        alone = {alone_on(rank) for rank in range(self.ranks)}
+        rest = {name for unit, name in units if not unit.fully_connected} - alone
+        names = sorted(rest or set(self.schemes) - alone)
         return names[0] if len(names) == 1 else "mixed" if names else "single"
+
+    @cached_property
+    def gather(self) -> str:
+        """Where units end and maps are exchanged: ``conv``, ``pool``, or ``mixed`` where that differs between them."""
+        return gather_of(self.graph)
+
+    @cached_property
+    def head(self) -> str:
+        """Who computes fully connected layers: ``root``, the number of another rank, or ``split``."""
+        names = {self.schemes[unit] for unit in head_units(self.graph)} or {ROOT_ALONE}
+        alone = {alone_on(rank): str(rank) if rank != ROOT else "root" for rank in range(self.ranks)}
+        return alone.get(names.pop(), "split") if len(names) == 1 else "split"
+
+    def alone(self) -> Plan:
+        """The same units, all of them on one rank."""
+        boxes = tuple((Box.whole(unit.out_shape),) for unit in self.graph.body)
+        schemes = tuple(ROOT_ALONE if unit.opaque else "single" for unit in self.graph.body)
+        return Plan(self.graph, schemes, (1.0,), self.batch, boxes)
+
+    def fitted(self, graph: Graph) -> Plan:
+        """This plan for a network as it was traced, in any grouping.
+
+        Plans of version 1 know the fully connected layers in the head only as what the root computes: they become
+        plans of the units that these are today.
+
+        Raises PlanError where the network is another one; the first difference is named.
+        """
+        if single_layers(self.graph) == single_layers(graph):
+            return self
+        for head in HEADS:
+            for gather in ("pool", "conv"):
+                found = grouped(graph, gather, head)
+                if found.body == self.graph.body and self.graph.input_shape == found.input_shape:
+                    return replace(self, graph=found)
+        gather, head = (self.gather, self.head) if self.gather != "mixed" and self.head in HEADS else ("pool", "root")
+        raise PlanError(other_network(self.graph, grouped(graph, gather, head)))
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -167,7 +205,7 @@ class Plan:
         widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
         title = (
             f"{self.graph.model}, input {'x'.join(map(str, self.input_shape))}, scheme {self.scheme}, "
-            f"{self.ranks} ranks, gather {self.graph.gather}, head {self.graph.head}"
+            f"{self.ranks} ranks, gather {self.gather}, head {self.head}"
         )
         lines = [
             "  ".join(
@@ -199,8 +237,9 @@ class Plan:
 
         Raises PlanError where the data is no plan, of another version, or fits no network.
         """
-        if not isinstance(data, Mapping) or data.get("mpiconv_plan") != PLAN_VERSION:
-            raise PlanError(f"not a plan of version {PLAN_VERSION} (made by mpiconv plan --save)")
+        if not isinstance(data, Mapping) or data.get("mpiconv_plan") not in READ_VERSIONS:
+            known = " or ".join(map(str, READ_VERSIONS))
+            raise PlanError(f"not a plan of version {known} (made by mpiconv plan --save)")
         try:
             shares = tuple(float(share) for share in data["shares"])
             boxes = tuple(tuple(Box.of(box) for box in row) for row in data["boxes"])
@@ -245,8 +284,8 @@ def make_plan(
     scheme: str = "kpm",
     ranks: int = 1,
     shares: Sequence[float] | None = None,
-    gather: str = "pool",
-    head: str = "root",
+    gather: Gather | None = None,
+    head: str | int | None = None,
 ) -> Plan:
     """Split a network over ranks by a named scheme.
 
@@ -264,10 +303,12 @@ def make_plan(
         One number per rank on any positive scale, 0 for a rank that computes nothing; None for equal shares.
     gather
         Where a unit ends and its output is exchanged: ``conv`` (after the convolution, as in the paper) or ``pool``
-        (after the activation and pooling that follow it).
+        (after the activation and pooling that follow it); or one of them for each convolution by its layer's name.
+        None: ``pool``.
     head
-        Who computes the fully connected layers: ``root``, rank 0 alone, or ``split``, every rank some of the features.
-        A Graph has its ``gather`` and ``head`` already.
+        Who computes the fully connected layers: ``root``, rank 0 alone; ``split``, every rank some of the features; or
+        the number of the rank that computes all of them. None: ``root``. Where both are None, a Graph keeps its units,
+        and fully connected ones are split.
 
     Raises
     ------
@@ -275,6 +316,11 @@ def make_plan(
         Unknown scheme, gather or head, or shares that do not fit.
     ModelError
         A layer that cannot be split, named.
+
+    Examples
+    --------
+    >>> model = mpiconv.load_model("vgg11")
+    >>> print(mpiconv.make_plan(model, (1, 3, 224, 224), "wpm", ranks=3, shares=(1, 1, 2), head=2))
     """
     if ranks < 1:
         raise UsageError(f"{ranks} ranks: at least 1 is needed")
@@ -288,10 +334,24 @@ def make_plan(
     else:
         from mpiconv.graph.trace import trace
 
-        graph = trace(model, picture, gather, head, batch=batch).graph
+        graph = trace(model, picture, batch=batch).layers
+    place = None
+    if gather is not None or head is not None or not isinstance(model, Graph):
+        place = _rank_of(head or "root", ranks) if head != ROOT else ROOT
+        graph = grouped(graph, gather or "pool", "root" if place == ROOT else "split")
     parts = normalised([1.0] * ranks if shares is None else shares, ranks)
-    boxes = boxes_of(scheme, graph, parts)
-    schemes = tuple(ROOT_ALONE if unit.opaque else scheme_of(scheme, unit) for unit in graph.body)
-    plan = Plan(graph, schemes, tuple(parts), batch, tuple(tuple(row) for row in boxes))
+    schemes, boxes = boxes_of(scheme, graph, parts, place)
+    plan = Plan(graph, tuple(schemes), tuple(parts), batch, tuple(tuple(row) for row in boxes))
     _ = plan.exchanges
     return plan
+
+
+def _rank_of(head: str | int, ranks: int) -> int | None:
+    """The rank that computes fully connected layers; None for all. Raises UsageError for a head that is none."""
+    if head in HEADS:
+        return ROOT if head == "root" else None
+    if not str(head).isdecimal():
+        raise UsageError(f"unknown head {head!r}: choose from {', '.join(HEADS)}, or the number of a rank")
+    if int(head) >= ranks:
+        raise UsageError(f"the head is to be on rank {head}, and the ranks are numbered from 0 to {ranks - 1}")
+    return int(head)

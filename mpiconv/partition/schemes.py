@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from mpiconv.errors import UsageError
 from mpiconv.graph.form import MOVERS, PICTURE, Graph, Unit
+from mpiconv.graph.grouping import head_units
 from mpiconv.partition.box import Box, Span, hull, split
 from mpiconv.partition.receptive import needs_of
 from mpiconv.words import did_you_mean
@@ -37,24 +38,37 @@ def check_scheme(name: str) -> None:
         raise UsageError(f"unknown scheme {name!r}: choose from {', '.join(SCHEMES)}{did_you_mean(name, SCHEMES)}")
 
 
-def boxes_of(name: str, graph: Graph, shares: Sequence[float]) -> Boxes:
-    """The boxes ``[unit][rank]`` of the units in ``graph.body`` under a named scheme.
+ROOT = 0
+ROOT_ALONE = "root"
+"""In place of a scheme's name for a unit that the root computes whole, since it cannot be split or was told to."""
+
+
+def boxes_of(name: str, graph: Graph, shares: Sequence[float], head: int | None = None) -> tuple[list[str], Boxes]:
+    """What each unit in ``graph.body`` is split by, and its boxes ``[unit][rank]``, under a named scheme.
+
+    ``head`` is the rank that computes fully connected layers whole, None to split them too.
 
     Raises UsageError for a scheme that does not exist.
     """
     check_scheme(name)
-    boxes = SCHEMES[name](graph, shares)
-    for unit, row in zip(graph.body, boxes, strict=True):
-        if unit.opaque:
-            row[:] = [Box.whole(unit.out_shape), *(Box() for _ in shares[1:])]
-        elif scheme_of(name, unit) != name:
+    classifier = head_units(graph) if head is not None else ()
+    names, boxes = [], SCHEMES[name](graph, shares)
+    for index, (unit, row) in enumerate(zip(graph.body, boxes, strict=True)):
+        alone = ROOT if unit.opaque else head if index in classifier else None
+        if alone is not None:
+            row[:] = [Box.whole(unit.out_shape) if rank == alone else Box() for rank in range(len(shares))]
+            names.append(alone_on(alone))
+        elif unit.fully_connected and name in BY_ROWS:
             row[:] = by_channels(unit, shares)
-    return boxes
+            names.append("kpm")
+        else:
+            names.append(name)
+    return names, boxes
 
 
-def scheme_of(name: str, unit: Unit) -> str:
-    """What a unit that can be split is split by, where the network is by the scheme ``name``."""
-    return "kpm" if unit.fully_connected and name in BY_ROWS else name
+def alone_on(rank: int) -> str:
+    """What stands in place of a scheme's name for a unit that one rank computes."""
+    return ROOT_ALONE if rank == ROOT else f"rank{rank}"
 
 
 def by_channels(unit: Unit, shares: Sequence[float], pieces: int = 0, within: Box | None = None) -> list[Box]:

@@ -50,18 +50,14 @@ class Work:
 
 
 def make_work(kind: str, pace: float = 1.0) -> Work:
-    """A unit of a kind as a run has it: a convolution and its ReLU on a box, a linear layer in the head."""
+    """A unit of a kind as a run has it: a convolution and its ReLU on a box, or a linear layer."""
     make, shape = CASES[kind]
     layer = make()
-    compute: Callable[..., Any]
-    if isinstance(layer, nn.Linear):
-        traced = trace(nn.Sequential(nn.Flatten(), layer), shape)
-        unit, compute = traced.graph.units[-1], traced.head
-    else:
-        model = nn.Sequential(layer, nn.ReLU())
-        unit, state = trace(model, shape).graph.body[0], model.state_dict()
-        weights = [{param.role: state[param.key] for param in part.params} for part in unit.layers]
-        compute = local_unit(unit, Box.whole(unit.out_shape), weights, 1, "auto")
+    linear = isinstance(layer, nn.Linear)
+    model = nn.Sequential(nn.Flatten(), layer) if linear else nn.Sequential(layer, nn.ReLU())
+    unit, state = trace(model, shape).grouped(head="split").body[0], model.state_dict()
+    weights = [{param.role: state[param.key] for param in part.params} for part in unit.layers]
+    compute = local_unit(unit, Box.whole(unit.out_shape), weights, 1, "auto")
     slowed = Paced(compute, pace) if pace > 1 else compute
     images = torch.randn(1, *shape).contiguous(memory_format=torch.channels_last)
     return Work(slowed, images, unit.flops, sum(4 * param.size for param in unit.params))

@@ -98,14 +98,14 @@ def _distribute(
     settle_heap()
     begin = perf_counter()
 
-    def check() -> tuple[dict[str, Any], dict[int, nn.Module], dict[str, torch.Tensor]]:
+    def check() -> tuple[dict[str, Any], dict[str, nn.Module], dict[str, torch.Tensor]]:
         if model is None or plan is None:
             raise UsageError("rank 0 has to pass the model and the plan")
         if plan.ranks != team.size:
             raise UsageError(f"the plan is for {counted(plan.ranks, 'rank')} and {team.size} are running")
         traced, fitting = traced_for(model, plan, check=settings.selfcheck)
         check_state(fitting.graph, traced.tensors)
-        own = unwrapped(model, traced.graph.model).state_dict()
+        own = unwrapped(model, traced.layers.model).state_dict()
         about = {"plan": fitting.to_dict(), "sent": sorted(set(traced.tensors) - set(own))}
         return about, traced.modules, traced.tensors
 
@@ -130,8 +130,9 @@ def _distribute(
     held = receive.nbytes
     last: Compute | None = None
     if modules:
-        last = _whole_head(shared.graph.units[-1], modules[len(computes)], state)
-        held += sum(FLOAT_BYTES * param.size for u in modules for param in shared.graph.units[u].params)
+        last = _whole_head(shared.graph.units[-1], modules["head"], state)
+        alone = [unit for unit in shared.graph.units if unit.opaque]
+        held += sum(FLOAT_BYTES * param.size for unit in alone for param in unit.params)
     computes.append([last])
     computes, paced = slowed(computes, settings.pace)
     memory, wire = Memory(channels_last=channels_last(settings.compute)), WIRES[settings.wire]
@@ -183,7 +184,7 @@ def _computes(
     settings: Settings,
     rank: int,
     receive: UnitWeights,
-    modules: Mapping[int, nn.Module],
+    modules: Mapping[str, nn.Module],
     frees: list[Free],
 ) -> list[list[Compute | None]]:
     """What this rank computes: for every unit of the body its pieces in order.
@@ -204,7 +205,7 @@ def _unit_computes(
     settings: Settings,
     rank: int,
     weights: LayerWeights,
-    modules: Mapping[int, nn.Module],
+    modules: Mapping[str, nn.Module],
     frees: list[Free],
 ) -> list[Compute | None]:
     """What the rank computes of one unit: its pieces in order."""
@@ -217,7 +218,7 @@ def _unit_computes(
         box = cuts[g][rank]
         mine[g] = None
         if box and unit.opaque:
-            mine[g] = WholeUnit(modules[index])
+            mine[g] = WholeUnit(modules[unit.layers[-1].name])
         elif box:
             parts = weights_of(unit, plan.boxes[index][rank], weights, box)
             mine[g] = _local_unit(unit, box, parts, plan.batch, settings.compute, padded, sliced, packed, frees)

@@ -12,7 +12,7 @@ from mpiconv.errors import UsageError
 from mpiconv.graph.outputs import with_tensors
 from mpiconv.job.team import Team
 from mpiconv.job.waiting import Awaited
-from mpiconv.partition.plan import ROOT
+from mpiconv.partition.schemes import ROOT
 from mpiconv.runtime.feed import Feed
 from mpiconv.runtime.frames import Slot
 from mpiconv.runtime.orders import CALLS, Kind, Order, Orders

@@ -15,7 +15,7 @@ from mpiconv.job.control import allgather_json, bcast_json
 from mpiconv.job.team import Team
 from mpiconv.job.waiting import meet
 from mpiconv.partition import Plan
-from mpiconv.partition.plan import ROOT
+from mpiconv.partition.schemes import ROOT
 from mpiconv.runtime.compute.engines import keeps_nan
 from mpiconv.runtime.emulation import Paced
 from mpiconv.runtime.engine import Engine, mismatch

@@ -11,7 +11,7 @@ from mpi4py import MPI
 from mpiconv.job.team import Team
 from mpiconv.job.waiting import Awaited
 from mpiconv.job.watch import START, Place
-from mpiconv.partition.plan import ROOT
+from mpiconv.partition.schemes import ROOT
 
 TAG = 15
 TOLD = Place("the start of the next picture")

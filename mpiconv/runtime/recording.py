@@ -15,7 +15,8 @@ from mpiconv.job.waiting import wait
 from mpiconv.job.watch import Place
 from mpiconv.measure.power import find_meter
 from mpiconv.measure.record import KINDS, PER_RANK, TEXTS, Record, merge, peak_rss_bytes, undilated
-from mpiconv.partition.plan import ROOT, Plan
+from mpiconv.partition.plan import Plan
+from mpiconv.partition.schemes import ROOT
 from mpiconv.runtime.stamps import Stamps
 
 if TYPE_CHECKING:

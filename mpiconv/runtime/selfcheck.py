@@ -12,11 +12,11 @@ from torch import nn
 
 from mpiconv.errors import ModelError, PlanError
 from mpiconv.graph.form import PICTURE, Graph, Unit
+from mpiconv.graph.grouping import GATHERS
 from mpiconv.graph.outputs import Difference, tensors_in
 from mpiconv.graph.trace import Traced, trace
 from mpiconv.models.slices import rows_of
 from mpiconv.partition import SCHEMES, Box, Plan, make_plan
-from mpiconv.partition.differences import other_network
 from mpiconv.partition.receptive import unit_needs
 from mpiconv.runtime.compute.local import LocalUnit
 from mpiconv.runtime.compute.operations import WholeUnit
@@ -50,48 +50,53 @@ def traced_for(model: nn.Module, plan: Plan, *, check: bool = True) -> tuple[Tra
     PlanError
         The plan is for another network.
     """
-    found = _traced(model, plan.graph, plan.batch, "run")
-    problem = _problem(model, found, plan.batch) if check else ""
+    picture = plan.graph.input_shape
+    found = trace(model, picture, batch=plan.batch)
+    fitting = plan.fitted(found.layers)
+    problem = _problem(model, found, fitting.graph, plan.batch) if check else ""
     if problem and found.tracer == "run":
-        found = _traced(model, plan.graph, plan.batch, "export")
-        problem = problem if _problem(model, found, plan.batch) else ""
+        found = trace(model, picture, batch=plan.batch, tracer="export")
+        fitting = _planned_anew(plan, found)
+        problem = problem if _problem(model, found, fitting.graph, plan.batch) else ""
     if problem:
         raise _refusal(found, problem)
-    if found.graph.units == plan.graph.units:
-        return found, plan
-    if found.tracer == "run" or plan.scheme not in SCHEMES:
-        raise PlanError(other_network(plan.graph, found.graph))
-    return found, make_plan(found.graph, plan.input_shape, plan.scheme, plan.ranks, plan.shares)
+    return found, fitting
+
+
+def _planned_anew(plan: Plan, traced: Traced) -> Plan:
+    """The plan for what another tracer found, made anew where that has other layers."""
+    try:
+        return plan.fitted(traced.layers)
+    except PlanError:
+        if plan.scheme not in SCHEMES or plan.gather not in GATHERS:
+            raise
+    return make_plan(traced.layers, plan.input_shape, plan.scheme, plan.ranks, plan.shares, plan.gather, head=plan.head)
 
 
 def _refusal(traced: Traced, problem: str) -> ModelError:
     return ModelError(
-        f"model {traced.graph.model} was traced, but its units compute something else than the module: {problem}; "
+        f"model {traced.layers.model} was traced, but its units compute something else than the module: {problem}; "
         "it may keep or read something besides tensors (--no-selfcheck runs it all the same)"
     )
 
 
-def _traced(model: nn.Module, graph: Graph, batch: int, tracer: str) -> Traced:
-    return trace(model, graph.input_shape, graph.gather, graph.head, batch=batch, tracer=tracer)
-
-
-def _problem(model: nn.Module, traced: Traced, batch: int) -> str:
-    """What of the module's output the units do not compute; empty if nothing.
+def _problem(model: nn.Module, traced: Traced, graph: Graph, batch: int) -> str:
+    """What of the module's output the units of ``graph`` do not compute; empty if nothing.
 
     Raises ModelError for a module that answers the same pictures differently every time.
     """
     if batch > FEW:  # as long as two pictures are computed alike
-        small = _traced(model, traced.graph, FEW, traced.tracer)
-        if small.graph.units == traced.graph.units:
+        small = trace(model, graph.input_shape, batch=FEW, tracer=traced.tracer)
+        if small.layers == traced.layers:
             traced, batch = small, FEW
-    images = torch.randn(batch, *traced.graph.input_shape, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(batch, *graph.input_shape, generator=torch.Generator().manual_seed(0))
     if images.numel() > MOST_ELEMENTS:
         return ""
     with torch.inference_mode(), _same_noise():
         wanted = model(images.clone())
     with torch.inference_mode(), _same_noise():
         found = Difference()
-        found.add(_unsplit(traced, images.clone()), wanted)
+        found.add(_unsplit(traced, graph, images.clone()), wanted)
         if found.relative <= TOLERANCE:
             return ""
         if _changed(model, images, wanted) > TOLERANCE:
@@ -99,7 +104,7 @@ def _problem(model: nn.Module, traced: Traced, batch: int) -> str:
         if found.relative <= SENSITIVE * _changed(model, images.contiguous(memory_format=torch.channels_last), wanted):
             return ""
         problem = found.problem or f"the output differs by {found.relative:.2g} of its largest"
-        return problem + _first(model, traced, images)
+        return problem + _first(model, traced, graph, images)
 
 
 @contextmanager
@@ -118,17 +123,17 @@ def _changed(model: nn.Module, images: torch.Tensor, wanted: Any) -> float:
     return found.relative
 
 
-def _unsplit(traced: Traced, images: torch.Tensor) -> Any:
+def _unsplit(traced: Traced, graph: Graph, images: torch.Tensor) -> Any:
     """The network's output, its units one after the other by torch's own operations."""
     output = None
-    for output in _outputs(traced, images):  # noqa: B007 - the last one counts
+    for output in _outputs(traced, graph, images):  # noqa: B007 - the last one counts
         pass
     return output
 
 
-def _outputs(traced: Traced, images: torch.Tensor) -> Iterator[Any]:
+def _outputs(traced: Traced, graph: Graph, images: torch.Tensor) -> Iterator[Any]:
     """What each unit computes, in order; a map that nobody reads any more is not kept."""
-    graph, batch = traced.graph, len(images)
+    batch = len(images)
     maps: dict[int, Any] = {PICTURE: images}
     for index, unit in enumerate(graph.units):
         inputs = [maps[source] for source in unit.inputs]
@@ -138,7 +143,7 @@ def _outputs(traced: Traced, images: torch.Tensor) -> Iterator[Any]:
             yield traced.head(*inputs)
             return
         if unit.opaque:
-            maps[index] = WholeUnit(traced.modules[index])(*inputs)
+            maps[index] = WholeUnit(traced.modules[unit.layers[-1].name])(*inputs)
         else:
             needs = unit_needs(unit, Box.whole(unit.out_shape))
             parts: list[Any] = [_part(m, need) for m, need in zip(inputs, needs, strict=True)]
@@ -160,9 +165,9 @@ def _local(unit: Unit, traced: Traced, batch: int) -> LocalUnit:
     return LocalUnit(unit, Box.whole(unit.out_shape), weights, batch)
 
 
-def _first(model: nn.Module, traced: Traced, images: torch.Tensor) -> str:
+def _first(model: nn.Module, traced: Traced, graph: Graph, images: torch.Tensor) -> str:
     """The first unit whose last layer is a module with another output than the unit has, as ``, from unit NAME on``."""
-    ends = {unit.layers[-1].name: unit for unit in traced.graph.body}
+    ends = {unit.layers[-1].name: unit for unit in graph.body}
     seen: dict[str, torch.Tensor] = {}
 
     def note(name: str) -> Any:
@@ -182,7 +187,7 @@ def _first(model: nn.Module, traced: Traced, images: torch.Tensor) -> str:
         for hook in hooks:
             hook.remove()
     with _same_noise():
-        for unit, output in zip(traced.graph.units, _outputs(traced, images.clone()), strict=True):
+        for unit, output in zip(graph.units, _outputs(traced, graph, images.clone()), strict=True):
             wanted = seen.get(unit.layers[-1].name)
             found = Difference()
             if wanted is not None:

@@ -15,9 +15,10 @@ from mpiconv.job.watch import Place
 from mpiconv.models.slices import WeightsFile, fingerprint, rows_of
 from mpiconv.partition import Box, Span
 from mpiconv.partition.exchange import Exchange, exchange
-from mpiconv.partition.plan import FLOAT_BYTES, ROOT, Plan
+from mpiconv.partition.plan import FLOAT_BYTES, Plan
 from mpiconv.partition.receptive import layer_boxes
 from mpiconv.partition.schedule import Held
+from mpiconv.partition.schemes import ROOT
 from mpiconv.runtime.exchange.point_to_point import by_messages
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from torch import nn
 
 from mpiconv.errors import MpiconvError
 from mpiconv.graph.outputs import Difference, tensors_in
-from mpiconv.partition import Plan, make_plan
+from mpiconv.partition import Plan
 from mpiconv.runtime.building import distribute
 from mpiconv.runtime.exchange.wire import WIRES
 from mpiconv.runtime.settings import Settings
@@ -56,10 +56,9 @@ def compared(
     same, eager = Difference(), Difference()
     unsplit = None
     if settings.compute != "eager":
-        alone = make_plan(model, plan.input_shape, "single", 1, gather=plan.graph.gather, head=plan.graph.head)
         cut = tuple(unit.name for index, unit in enumerate(plan.graph.body) if plan.cuts_channels(index))
         own = Settings(compute=settings.compute, selfcheck=False, as_slices=cut)
-        unsplit = distribute(model, alone, settings=own)
+        unsplit = distribute(model, plan.alone(), settings=own)
     for index, output in enumerate(checked):
         images = batches(index)
         with torch.inference_mode():

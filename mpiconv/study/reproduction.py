@@ -106,7 +106,7 @@ def _sections(
 ) -> list[tuple[str, str, str, list[Claim]]]:
     """Title, figure, text and claims of every section."""
     model = load_model("alexnet")
-    graph, pooled = (trace(model, INPUT, gather).graph for gather in ("conv", "pool"))
+    graph, pooled = (trace(model, INPUT).grouped(gather) for gather in ("conv", "pool"))
     runs, file = nine.points, nine.name
     memory = calculated.figure_4(graph, runs, file)
     words = runs_say.section_3(runs, file, lost)

@@ -4,7 +4,7 @@ Every builder has the signature of the torch function that it stands for, and is
 """
 
 from mpiconv.graph.layers import kernels, norms, pointwise, sizes, windows
-from mpiconv.graph.layers.base import FULLY_CONNECTED, Map, build
+from mpiconv.graph.layers.base import Map, build
 from mpiconv.graph.layers.sizes import resample
 
-__all__ = ["FULLY_CONNECTED", "Map", "build", "kernels", "norms", "pointwise", "resample", "sizes", "windows"]
+__all__ = ["Map", "build", "kernels", "norms", "pointwise", "resample", "sizes", "windows"]

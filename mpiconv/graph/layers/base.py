@@ -31,9 +31,7 @@ Add = Callable[..., Map]
 
 BUILDERS: dict[str, Callable[..., Map]] = {}
 ELEMENTWISE = {*ACTIVATIONS, *ALONE, *ARITHMETIC, "clamp"}
-FULLY_CONNECTED = "fully_connected"
-"""A ``linear`` in a network whose head is split."""
-NHWC = {*ELEMENTWISE, "linear", FULLY_CONNECTED, "layer_norm"}
+NHWC = {*ELEMENTWISE, "linear", "layer_norm"}
 
 
 def build(kind: str, add: Add, name: str, given: dict[str, Any]) -> Map:
@@ -50,7 +48,7 @@ def build(kind: str, add: Add, name: str, given: dict[str, Any]) -> Map:
         raise CannotSplitError(kind)
     maps = [m for v in given.values() for m in (v if isinstance(v, list | tuple) else [v]) if isinstance(m, Map)]
     orders = {m.order for m in maps}
-    allowed = {"nhwc": NHWC, "nc": {*ELEMENTWISE, FULLY_CONNECTED}}
+    allowed = {"nhwc": NHWC, "nc": {*ELEMENTWISE, "linear"}}
     if not maps or len(orders) != 1 or any(kind not in allowed[o] for o in orders if o != "nchw"):
         raise CannotSplitError(kind)
     builder = BUILDERS[kind]

@@ -10,7 +10,6 @@ from mpiconv.graph.calls import CannotSplitError
 from mpiconv.graph.form import Layer, Pair, Param
 from mpiconv.graph.layers.base import (
     BUILDERS,
-    FULLY_CONNECTED,
     Add,
     Map,
     both_sides,
@@ -91,21 +90,15 @@ def _conv_transpose(
 
 @builder("linear")
 def _linear(add: Add, name: str, input: Any, weight: Any, bias: Any = None) -> Map:  # noqa: A002
-    source = need_map(input)
+    """Of features, which are all that was flattened; or of channels, pixel by pixel, which is a convolution."""
+    source, (made, read) = need_map(input), tensor_of(weight).shape
+    if source.order == "nc":
+        if read != math.prod(source.shape):
+            raise ModelError(f"layer {name} wants {read} features and gets a map of shape {source.shape}")
+        params = params_of(weight=weight, bias=bias)
+        return add(Layer(name, "linear", (source.shape,), (made, 1, 1), params=params), source)
     if source.order != "nhwc":
         raise CannotSplitError("a fully connected layer")
-    check_channels(name, tensor_of(weight).shape[1], source.shape)
-    params = (param_of("weight", weight, (*weight.shape, 1, 1)), *params_of(bias=bias))
-    return add(Layer(name, "conv", (source.shape,), (weight.shape[0], *source.shape[1:]), params=params), source)
-
-
-@builder(FULLY_CONNECTED)
-def _fully_connected(add: Add, name: str, input: Any, weight: Any, bias: Any = None) -> Map:  # noqa: A002
-    source = need_map(input)
-    if source.order != "nc":
-        return _linear(add, name, input, weight, bias)
-    made, read = tensor_of(weight).shape
-    if read != math.prod(source.shape):
-        raise ModelError(f"layer {name} wants {read} features and gets a map of shape {source.shape}")
-    params = params_of(weight=weight, bias=bias)
-    return add(Layer(name, "linear", (source.shape,), (made, 1, 1), params=params), source)
+    check_channels(name, read, source.shape)
+    params = (param_of("weight", weight, (made, read, 1, 1)), *params_of(bias=bias))
+    return add(Layer(name, "conv", (source.shape,), (made, *source.shape[1:]), params=params), source)
