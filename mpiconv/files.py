@@ -31,6 +31,11 @@ KINDS = {
 }
 
 
+def user_cache(name: str) -> Path:
+    """A folder of the user's cache folder, which need not be there."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "mpiconv" / name
+
+
 def check_writable(path: str | Path) -> None:
     """Raise MpiconvError unless a file can be written at ``path``.
 

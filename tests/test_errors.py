@@ -78,8 +78,8 @@ def test_weights_of_another_shape(tmp_path):
 
 PLACES = {
     "joining": "mpiconv.cli.inference:join_world",
-    "weights": "mpiconv.runtime.weights:UnitWeights.__call__",
-    "preparing": "mpiconv.runtime.building:local_unit",
+    "weights": "mpiconv.runtime.weights:Weights._moved",
+    "preparing": "mpiconv.runtime.units:local_unit",
     "messages": "mpiconv.runtime.exchange.collective:Collective._post",
     "exchange": "mpiconv.runtime.exchange.shared:SharedExchanger.start",
     "compute": "mpiconv.runtime.compute.local:LocalUnit.__call__",

@@ -16,7 +16,7 @@ from mpiconv.measure.results import open_results, write_results
 from mpiconv.partition import Box
 from mpiconv.partition.exchange import exchange
 from mpiconv.partition.schedule import Held, schedule
-from mpiconv.runtime import building, stamps
+from mpiconv.runtime import builder, stamps
 from mpiconv.runtime.exchange import shared
 from mpiconv.runtime.exchange.base import MEDIA
 from mpiconv.runtime.exchange.parts import Memory
@@ -88,8 +88,8 @@ def test_bytes_per_inference_are_those_of_all_though_few_are_kept(monkeypatch):
 def test_messages_that_mpi_cannot_count_are_refused_naming_the_unit(monkeypatch):
     plan = mpiconv.make_plan(nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 4, 3)), (1, 1, 20, 20), "kpm", 2)
     by_messages, in_memory = schedule(plan, lambda _: "messages"), schedule(plan, lambda _: "shared")
-    building._check_sizes(by_messages)
+    builder.check_sizes(by_messages)
     monkeypatch.setattr(MEDIA["messages"].__class__, "largest_items", 1000)
     with pytest.raises(PlanError, match=r"the messages with the output of unit conv1 have .* GiB, MPI can count"):
-        building._check_sizes(by_messages)
-    building._check_sizes(in_memory)
+        builder.check_sizes(by_messages)
+    builder.check_sizes(in_memory)

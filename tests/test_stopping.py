@@ -60,7 +60,7 @@ def test_pictures_without_an_answer_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("rank", "place", "call"),
     [
-        pytest.param(1, "mpiconv.runtime.weights:UnitWeights.__call__", 1, id="weights"),
+        pytest.param(1, "mpiconv.runtime.weights:Weights._moved", 1, id="weights"),
         pytest.param(0, FRAME, 1, id="warm-up"),
     ],
 )

@@ -18,6 +18,7 @@ from mpiconv.graph.trace import trace
 from mpiconv.job.team import Team
 from mpiconv.models import registry
 from mpiconv.models.slices import WeightsFile, fingerprint, rows_of
+from mpiconv.partition.holdings import holdings
 from mpiconv.runtime import weights
 from tests.conftest import execute
 from tests.conftest import mpiconv as run
@@ -64,25 +65,26 @@ def test_fingerprint_sees_another_file(tmp_path):
 
 
 @pytest.mark.parallel([3])
-def test_readers_are_sent_nothing(monkeypatch):
+def test_readers_are_sent_nothing():
     comm = MPI.COMM_WORLD
     model = mpiconv.load_model("digits")
     path = str(weights_of_the_package())
     plan = mpiconv.make_plan(model, (1, 1, 32, 32), ranks=3, head="split")
     state = model.state_dict() if comm.rank == 0 else {}
-    made, exchange = [], weights.exchange
-    monkeypatch.setattr(weights, "exchange", lambda *words: made.append(exchange(*words)) or made[-1])
     team = Team.of(comm)
     assert weights.readers_of(team, path) == (1, 2)
-    sent, some = weights.UnitWeights(plan, state, team), weights.UnitWeights(plan, state, team, path, (2,))
-    for index in range(len(plan.boxes)):
-        wanted = sent(index)
-        made.clear()
-        for mine, theirs in zip(some(index), wanted, strict=True):
+    stores = [weights.FileStore(path, list(model.state_dict()))] if comm.rank == 2 else []
+    sent, some = weights.Weights(team, state), weights.Weights(team, state, stores, asked=True)
+    for each in (sent, some):
+        each.adopt(holdings(plan))
+    for unit, boxes in zip(plan.graph.body, plan.boxes, strict=True):
+        for mine, theirs in zip(some.of(unit, boxes[comm.rank]), sent.of(unit, boxes[comm.rank]), strict=True):
             assert mine.keys() == theirs.keys()
             assert all(torch.equal(mine[role], theirs[role]) for role in mine)
-        assert all(spread.received(2) == 0 for spread in made)
-        assert any(spread.received(1) for spread in made) == bool(plan.boxes[index][1])
+    wanted = sum(plan.weight_bytes(u, comm.rank) for u in range(len(plan.boxes)))
+    assert sent.received_bytes == (wanted if comm.rank else 0)
+    assert some.received_bytes == (wanted if comm.rank == 1 else 0)
+    assert some.stored_bytes == (wanted if comm.rank == 2 else 0)
 
 
 def weights_of_the_package() -> Path:

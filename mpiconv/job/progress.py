@@ -24,18 +24,35 @@ class Progress:
         self._running = False
         self._depth = 0
 
+    def want(self, wanted: bool) -> None:
+        """Look from now on, or no more."""
+        active = wanted and MPI.Query_thread() == MPI.THREAD_MULTIPLE
+        if self._depth and active != self.active:
+            self._stop()
+            self.active = active
+            self._start()
+        self.active = active
+
     def __enter__(self) -> None:
         self._depth += 1
-        if self.active and self._depth == 1:
-            self._running = True
-            self._thread = threading.Thread(target=self._look, daemon=True)
-            self._thread.start()
+        if self._depth == 1:
+            self._start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         self._depth -= 1
-        if self.active and self._depth == 0:
+        if self._depth == 0:
+            self._stop()
+
+    def _start(self) -> None:
+        if self.active:
+            self._running = True
+            self._thread = threading.Thread(target=self._look, daemon=True)
+            self._thread.start()
+
+    def _stop(self) -> None:
+        if self._running:
             self._running = False
             self._thread.join()
 

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mpiconv.errors import ModelError
+from mpiconv.files import user_cache
 from mpiconv.graph.form import Param
 from mpiconv.models.names import fit_names
 
@@ -136,7 +137,7 @@ def fingerprint(path: str | Path) -> str:
     try:
         with open(path, "rb") as file:
             before = _identity(os.fstat(file.fileno()))
-            kept = _cache() / hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
+            kept = user_cache("sha256") / hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
             mark, found = " ".join(map(str, before)), _kept(kept).rpartition(" ")
             if found[0] == mark:
                 return found[2]
@@ -154,10 +155,6 @@ def fingerprint(path: str | Path) -> str:
 def _identity(status: os.stat_result) -> tuple[int, ...]:
     """What differs once a file was written again: nobody can set ``st_ctime_ns``."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "mpiconv" / "sha256"
 
 
 def _kept(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from statistics import median
 from time import perf_counter, sleep, thread_time
 from typing import Any
@@ -39,13 +39,3 @@ class Paced:
         elif len(self.tried) == self.TRIED and self.calls:
             self.overrun += 1
         return output
-
-
-def slowed(
-    computes: Sequence[Sequence[Callable[..., Any] | None]], pace: float
-) -> tuple[list[list[Callable[..., Any] | None]], list[Paced]]:
-    """What a rank computes, unit by unit, at a pace; and what was wrapped, nothing at a pace of 1."""
-    if pace == 1:
-        return [list(pieces) for pieces in computes], []
-    wrapped = [[None if compute is None else Paced(compute, pace) for compute in pieces] for pieces in computes]
-    return [list(pieces) for pieces in wrapped], [one for pieces in wrapped for one in pieces if one is not None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -16,7 +16,7 @@ from mpiconv.partition.schemes import ROOT
 from mpiconv.runtime.feed import Feed
 from mpiconv.runtime.frames import Slot
 from mpiconv.runtime.orders import CALLS, Kind, Order, Orders
-from mpiconv.runtime.queue import Frame, Queue, State
+from mpiconv.runtime.queue import Frame, Queue
 from mpiconv.runtime.recording import Recorder
 
 
@@ -25,95 +25,121 @@ class Engine:
 
     Attributes
     ----------
+    slots
+        Those of the plan that runs.
     orders
         What rank 0 has the other ranks do.
     number
         The number of the next frame.
     """
 
-    def __init__(self, team: Team, slots: Sequence[Slot], recorder: Recorder, wait: str) -> None:
-        self._team, self.slots, self._recorder = team, slots, recorder
+    def __init__(
+        self, team: Team, slots: Sequence[Slot], recorder: Recorder, wait: str, adopt: Callable[[], None]
+    ) -> None:
+        """``adopt`` does what is to be done where rank 0 orders that another plan be adopted."""
+        self._team, self._recorder, self._adopt_as_ordered = team, recorder, adopt
         self.orders, self.number = Orders(team), 0
-        self._waiting = team.waiting(wait)
+        self._waiting, self._queue = team.waiting(wait), Queue(())
+        self.adopt(slots)
+
+    def adopt(self, slots: Sequence[Slot]) -> None:
+        """Run frames in other slots from now on, since no frame is under way; answers that are there are kept."""
+        self.slots, self._queue = slots, Queue(slots, self._queue.frames)
         buffers = (e.buffer for slot in slots for parts in slot.exchangers.values() for e in parts)
         self._reused = {buffer.untyped_storage().data_ptr() for buffer in buffers if buffer is not None}
 
     def next_kind(self) -> Kind:
-        """Wait for the next order, which is left. Not on rank 0."""
-        self._waiting.all(self.orders.awaited())
-        return self.orders.first.kind
+        """Wait for the next order, which is left; another plan is adopted right away. Not on rank 0."""
+        while True:
+            self._waiting.all(self.orders.awaited())
+            if self.orders.first.kind is not Kind.ADOPT:
+                return self.orders.first.kind
+            self.orders.take()
+            self._adopt_as_ordered()
 
     def frames(self, feed: Feed | None) -> Iterator[Any]:
         """The outputs of all batches in order, and on all ranks the end of them.
 
         Without a feed they are those that rank 0 orders before it orders something else, which is left.
         """
-        queue, ended = Queue(self.slots), False
-        while queue or not ended:
-            while queue.idle and not ended and self._next_is_there():
+        ended = False
+        while self._queue or not ended:
+            while self._queue.idle and not ended and self._next_is_there():
                 if self._team.rank == ROOT:
-                    images = None if feed is None else feed.next()
-                    ended = images is None
-                    if ended:
-                        self.orders.give(Order(Kind.END))
-                    else:
-                        self.run(queue, images)
+                    ended = not self._feed(feed)
                     continue
                 order = self.orders.first
-                if order.kind is Kind.RUN:
-                    if self.slots[order.slot] not in queue.idle:
-                        break
-                    self.run(queue)
+                if order.kind is Kind.RUN and self.slots[order.slot] in self._queue.idle:
+                    self.run()
+                elif order.kind is Kind.ADOPT and not self._queue.active:
+                    self.orders.take()
+                    self._adopt_as_ordered()
+                elif order.kind in (Kind.RUN, Kind.ADOPT):
+                    break  # once there is room
                 elif order.kind is Kind.END:
                     ended = True
                     self.orders.take()
                 elif feed is not None:
                     raise mismatch(order.kind, Kind.END)
                 else:
-                    ended = not queue
+                    ended = not self._queue
                     break
-            yield from self._answered(queue, ended=ended)
+            self._go_on(ended=ended)
+            while (frame := self._queue.answered()) is not None:
+                yield frame.answer
+
+    def _feed(self, feed: Feed | None) -> bool:
+        """Run the next batch, or order the end of all; whether there was one. On rank 0."""
+        images = None if feed is None else feed.next()
+        if images is None:
+            self.orders.give(Order(Kind.END))
+            return False
+        self.run(images)
+        return True
 
     def _next_is_there(self) -> bool:
         return self._team.rank == ROOT or self.orders.reached()
 
-    def _answered(self, queue: Queue, *, ended: bool) -> Iterator[Any]:
-        """Do what one frame can do, or wait until something can be done; the outputs that are there then, in order."""
-        active = queue.active
+    def _go_on(self, *, ended: bool) -> None:
+        """Do what one frame can do, or wait until something can be done."""
+        active = self._queue.active
         if not active:
             if not ended:
                 self._waiting.all(self.orders.awaited())
             return
-        frame = queue.ready()
-        if frame is None and len(active) == 1 and (ended or not queue.idle):
+        frame = self._queue.ready()
+        if frame is None and len(active) == 1 and (ended or not self._queue.idle):
             frame = active[0]
             self._waiting.all(frame.awaited)
         if frame is None:
             self._waiting.rest(active[0].awaited.place)
             return
         self._waiting.over()
-        queue.advance(frame)
-        yield from queue.answers()
+        self._queue.advance(frame)
 
-    def answer(self, queue: Queue) -> Any:
+    def drain(self) -> None:
+        """Finish the frames under way; their answers are kept until somebody asks for them."""
+        while self._queue.active:
+            self._go_on(ended=True)
+
+    def answer(self) -> Any:
         """The output of the only frame."""
-        frame = queue.frames[0]
-        while frame.state is not State.ANSWERED:
-            self._waiting.all(frame.awaited)
-            queue.advance(frame)
-        return frame.answer
+        self.drain()
+        frame = self._queue.answered()
+        return None if frame is None else frame.answer
 
-    def run(self, queue: Queue, images: torch.Tensor | None = None) -> None:
+    def run(self, images: torch.Tensor | None = None) -> None:
         """The next frame: on rank 0 of these pictures in the first idle slot, on the others as the order says."""
         if self._team.rank == ROOT:
-            slot = queue.idle[0]
+            index = min(self.slots.index(slot) for slot in self._queue.idle)
             number, self.number = self.number, self.number + 1
-            told = self.orders.give(Order(Kind.RUN, number, self.slots.index(slot)))
+            told = self.orders.give(Order(Kind.RUN, number, index))
         else:
             order, told = self.orders.take(), Awaited()
-            slot, number = self.slots[order.slot], order.number
+            index, number = order.slot, order.number
         self._recorder.go_on()
-        queue.add(Frame(number, images, slot, self._work(slot, number, told, images)))
+        slot = self.slots[index]
+        self._queue.add(Frame(number, images, slot, self._work(slot, number, told, images)))
 
     def agree(self, kind: Kind) -> None:
         """Rank 0 orders what all ranks called for; another that called for something else raises UsageError."""

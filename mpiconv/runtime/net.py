@@ -1,32 +1,23 @@
-"""A network that runs split over ranks, as its user has it: called, streamed to, measured, closed."""
+"""A network that runs split over ranks, as its user has it: called, streamed to, measured, given other plans."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mpiconv.errors import MpiconvError, UsageError, reason
+from mpiconv.errors import UsageError
 from mpiconv.job.control import allgather_json, bcast_json
-from mpiconv.job.team import Team
-from mpiconv.job.waiting import meet
 from mpiconv.partition import Plan
-from mpiconv.partition.schemes import ROOT
 from mpiconv.runtime.compute.engines import keeps_nan
-from mpiconv.runtime.emulation import Paced
-from mpiconv.runtime.engine import Engine, mismatch
+from mpiconv.runtime.engine import mismatch
 from mpiconv.runtime.feed import Feed
-from mpiconv.runtime.frames import Slot
-from mpiconv.runtime.guard import Guard
 from mpiconv.runtime.inputs import why_unfit
 from mpiconv.runtime.orders import TOLD, Kind, Order
-from mpiconv.runtime.queue import Queue
-from mpiconv.runtime.recording import Recorder
-from mpiconv.runtime.settings import Settings
+from mpiconv.runtime.session import Session
 
 if TYPE_CHECKING:
     from mpiconv.measure import Record
@@ -37,55 +28,56 @@ class DistributedNet:
 
     Attributes
     ----------
-    plan
-        The plan that it runs.
-    settings
-        How it runs it; ``wait`` is what ``auto`` came to.
-    weight_bytes
-        B of weights that this rank computes with; the root's own slices are views of the whole model.
+    team, settings
+        The ranks that it runs on, and how; ``wait`` is what ``auto`` came to.
     tracing_s
         s that the root took to trace the model and to compare what was traced with it.
-    sharing
-        Whether this rank exchanges maps with others of its host through memory that they share.
-    overlapped
-        The units whose output is sent piece by piece while the rest is computed.
-    no_meter
-        Why this rank's host has no power meter that can be read; empty if it has, or if another rank looks after it.
+
+    Examples
+    --------
+    >>> with mpiconv.distribute(model, plan, MPI.COMM_WORLD) as net:  # on every rank
+    ...     output = net(images if MPI.COMM_WORLD.rank == 0 else None)
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        team: Team,
-        settings: Settings,
-        slots: list[Slot],
-        paced: Sequence[Paced],
-        weight_bytes: int,
-        frees: Sequence[Callable[[], object]],
-        guard: Guard,
-        tracing_s: float = 0.0,
-    ) -> None:
-        self.tracing_s, self._guard = tracing_s, guard
-        self.plan, self.team, self.settings = plan, team, settings
-        self._frees: list[Callable[[], object]] = [*(slot.close for slot in slots), *frees]
-        self._broken = ""
+    def __init__(self, session: Session, tracing_s: float = 0.0) -> None:
+        self._session, self.tracing_s = session, tracing_s
+        self.team, self.settings = session.team, session.settings
         self._streaming: weakref.ref[Generator[Any, None, None]] | None = None
-        self.weight_bytes = weight_bytes
-        self.overlapped = tuple(
-            unit.name for unit, step in zip(plan.graph.units, slots[0].steps, strict=True) if step.early
-        )
-        self.sharing = slots[0].sharing
-        exchangers = [exchanger for slot in slots for parts in slot.exchangers.values() for exchanger in parts]
-        messages = any(e.messages and e.pattern != "none" for e in exchangers)
-        self._progress = team.progress(wanted=messages and (bool(self.overlapped) or settings.in_flight > 1))
-        counters = [
-            [(e.pattern, e.counter) for slot in slots for i in plan.incoming(u) for e in slot.exchangers[i]]
-            for u in range(len(plan.graph.units))
-        ]
-        self._recorder = Recorder(plan, team, counters, paced, weight_bytes)
-        self.no_meter = self._recorder.no_meter
-        self._engine = Engine(team, slots, self._recorder, settings.wait)
-        self._reset()
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that it runs."""
+        return self._session.built.plan
+
+    @property
+    def weight_bytes(self) -> int:
+        """B of weights that this rank computes with; the root's own slices are views of the whole model."""
+        return self._session.built.weight_bytes
+
+    @property
+    def sharing(self) -> bool:
+        """Whether this rank exchanges maps with others of its host through memory that they share."""
+        return self._session.built.slots[0].sharing
+
+    @property
+    def overlapped(self) -> tuple[str, ...]:
+        """The units whose output is sent piece by piece while the rest is computed."""
+        return self._session.built.overlapped
+
+    @property
+    def no_meter(self) -> str:
+        """Why this rank's host has no power meter; empty if it has, or if another rank looks after it."""
+        return self._session.recorder.no_meter
+
+    @property
+    def weights_received_bytes(self) -> int:
+        """B of weights that came to this rank in messages since the start, also for plans that it runs no more."""
+        return self._session.builder.weights.received_bytes
+
+    @property
+    def weights_stored_bytes(self) -> int:
+        """B of weights that this rank read from its own disk instead."""
+        return self._session.builder.weights.stored_bytes
 
     def __call__(self, images: torch.Tensor | None = None) -> Any:
         """Run one batch. Collective.
@@ -109,23 +101,24 @@ class DistributedNet:
         """
         self._end_stream()
         refusal = ""
-        with self._together():
-            engine = self._engine
-            queue = Queue(engine.slots[:1])
-            if self.team.rank == ROOT:
+        with self._session.together():
+            engine = self._session.engine
+            if self._session.is_root:
                 try:
-                    engine.run(queue, self._checked(images))
+                    checked = self._checked(images)
                 except UsageError as error:
                     engine.orders.give(Order(Kind.REFUSED))
                     refusal = str(error)
+                else:
+                    engine.run(checked)
+                    return engine.answer()
             elif (kind := engine.next_kind()) is Kind.RUN:
-                engine.run(queue)
+                engine.run()
+                return engine.answer()
             elif kind is Kind.REFUSED:
                 engine.orders.take()
             else:
                 raise mismatch(kind, Kind.RUN)
-            if queue:
-                return engine.answer(queue)
             refusal = bcast_json(self.team, refusal, what=TOLD.name)
         raise UsageError(refusal)
 
@@ -157,33 +150,49 @@ class DistributedNet:
             This rank or another failed while it ran; the network cannot be used again.
         """
         self._end_stream()
-        slots = self._engine.slots
+        slots = self._session.built.slots
         copied = slots[0].memory.format if copy and len(slots) > 1 else None
-        stream = self._stream(Feed(batches if self.team.rank == ROOT else None, self._checked, copied))
+        stream = self._session.stream(Feed(batches if self._session.is_root else None, self._checked, copied))
         next(stream)  # from here on leaving it tells the others
         self._streaming = weakref.ref(stream)
         return stream
 
-    def _stream(self, feed: Feed) -> Generator[Any, None, None]:
-        frames = self._frames(feed)
-        try:
-            yield None
-            for output in frames:  # noqa: UP028 - to close this must not close the frames under way
-                yield output
-        except BaseException:
-            feed.end()
-            for _ in frames:
-                pass
-            raise
-        if feed.error is not None:
-            raise feed.error
+    def adopt(self, plan: Plan | None = None) -> int:
+        """Run another plan from the next picture on. On rank 0; the other ranks do it in the call that they are in.
 
-    def _frames(self, feed: Feed) -> Iterator[Any]:
-        with self._together():
-            yield from self._engine.frames(feed)
+        Also in the midst of a ``stream``: the batches under way are finished, their outputs come as before, and the
+        stream goes on. Only rows of weights travel that a rank needs and does not have; units of which a rank does what
+        it did stay as they are. What was measured is forgotten, as by ``reset``.
+
+        Parameters
+        ----------
+        plan
+            For the same network, ranks and batch. On other ranks the call does nothing, whatever it is given.
+
+        Returns
+        -------
+        int
+            On rank 0 the B of weights that travelled between ranks, counted; 0 on the others.
+
+        Raises
+        ------
+        MpiconvError
+            On rank 0 for a plan that cannot run here: the one that ran goes on. Or a rank failed meanwhile.
+
+        Examples
+        --------
+        >>> for number, output in enumerate(net.stream(batches)):
+        ...     if number == 10:
+        ...         net.adopt(mpiconv.make_plan(model, (1, 3, 224, 224), "kpm", 2, shares=(0.4, 0.6)))
+        """
+        if not self._session.is_root:
+            return 0
+        if plan is None:
+            raise UsageError("rank 0 has to pass the plan to adopt")
+        return self._session.adopt(plan)
 
     def follow(self, each: Callable[[], object] = lambda: None) -> int:
-        """Do what rank 0 orders - run, reset, collect - until it dismisses this rank. On all ranks but rank 0.
+        """Do what rank 0 orders - run, adopt, reset, collect - until it dismisses this rank. On all ranks but rank 0.
 
         Parameters
         ----------
@@ -196,30 +205,62 @@ class DistributedNet:
             How many frames were run since the last reset.
         """
         self._end_stream()
-        with self._together():
+        session = self._session
+        with session.together():
             while True:
-                kind = self._engine.next_kind()
+                kind = session.engine.next_kind()
                 if kind in (Kind.RUN, Kind.END):
-                    for _ in self._engine.frames(None):
+                    for _ in session.engine.frames(None):
                         each()
-                    continue
-                self._engine.orders.take()
-                if kind is Kind.RESET:
-                    self._reset()
-                elif kind is Kind.COLLECT:
-                    self._recorder.collect(self.record, self.settings.dilation)
-                elif kind is Kind.REFUSED:
-                    bcast_json(self.team, "", what=TOLD.name)
-                elif kind is Kind.DISMISS:
-                    return self._recorder.measured
-                else:
-                    raise mismatch(kind, Kind.DISMISS)
+                elif not session.obey(kind):
+                    return session.recorder.measured
 
     def dismiss(self) -> None:
         """Have ``follow`` end on all other ranks. On rank 0."""
         self._end_stream()
-        with self._together():
-            self._engine.orders.give(Order(Kind.DISMISS))
+        with self._session.together():
+            self._session.engine.orders.give(Order(Kind.DISMISS))
+
+    def reset(self) -> None:
+        """Forget what was measured so far (the warm-up, say), compare clocks, start power meters. Collective."""
+        self._end_stream()
+        self._session.reset()
+
+    @property
+    def record(self) -> Record:
+        """What this rank measured since the last ``reset``, its times on its own clock."""
+        return self._session.record
+
+    def collect(self) -> Record | None:
+        """The record of all ranks on rank 0, its times on the root's clock; None on the others. Collective.
+
+        What is measured afterwards is added to it, until a ``reset``.
+        """
+        self._end_stream()
+        return self._session.collect()
+
+    def first_not_finite(self) -> str:
+        """The unit and rank of the first output that was not finite, of those guarded; empty if none. Collective."""
+        found = self._session.builder.guard.found
+        everywhere = allgather_json(self.team, [*found, self.team.rank] if found is not None else None)
+        first = min((tuple(each) for each in everywhere if each is not None), default=None)
+        return "" if first is None else f"unit {first[2]} on rank {first[3]}"
+
+    def close(self) -> None:
+        """Give back communicators, messages and shared memory; the network cannot be used any more. Collective.
+
+        Also done at the end of ``with distribute(...) as net``.
+        """
+        self._end_stream()
+        self._session.close()
+
+    def __enter__(self) -> DistributedNet:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is not None:
+            self._session.fail(error)
+        self.close()
 
     def _end_stream(self) -> None:
         """Leave the stream that is open still, if one is."""
@@ -231,82 +272,8 @@ class DistributedNet:
             except ValueError:
                 raise UsageError("the network was used from within the batches of its own stream") from None
 
-    @contextmanager
-    def _together(self) -> Iterator[None]:
-        """What ranks do together: an exception on one is told to the others, who would wait for it."""
-        if self._broken:
-            raise MpiconvError(f"this network cannot be used any more: {self._broken}")
-        try:
-            with self._progress:
-                yield
-        except BaseException as error:
-            if not self._broken:
-                self._broken = reason(error, self.team.rank)
-                self.team.watch.failed(error)
-            raise
-
-    def reset(self) -> None:
-        """Forget what was measured so far (the warm-up, say), compare clocks, start power meters. Collective."""
-        self._end_stream()
-        with self._together():
-            self._engine.agree(Kind.RESET)
-            self._reset()
-
-    def _reset(self) -> None:
-        self._engine.number = 0
-        self._recorder.reset()
-
-    def close(self) -> None:
-        """Give back communicators, messages and shared memory; the network cannot be used any more. Collective.
-
-        Also done at the end of ``with distribute(...) as net``.
-        """
-        self._end_stream()
-        if not self._broken:
-            with self._together():
-                self._engine.agree(Kind.CLOSE)
-                meet(self.team, "the end of the network")
-                self._engine.orders.close()
-                for free in self._frees:
-                    free()
-                self.team.close()
-        self._engine.slots, self._frees = [], []
-        self._recorder.close()
-        self._broken = self._broken or "it was closed"
-
-    def __enter__(self) -> DistributedNet:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if error is not None and not self._broken:
-            self._broken = reason(error, self.team.rank)
-            self.team.watch.failed(error)
-        self.close()
-
-    @property
-    def record(self) -> Record:
-        """What this rank measured since the last ``reset``, its times on its own clock."""
-        return self._recorder.record(self.settings.pace)
-
-    def collect(self) -> Record | None:
-        """The record of all ranks on rank 0, its times on the root's clock; None on the others. Collective.
-
-        What is measured afterwards is added to it, until a ``reset``.
-        """
-        self._end_stream()
-        with self._together():
-            self._engine.agree(Kind.COLLECT)
-            return self._recorder.collect(self.record, self.settings.dilation)
-
-    def first_not_finite(self) -> str:
-        """The unit and rank of the first output that was not finite, of those guarded; empty if none. Collective."""
-        found = self._guard.found
-        everywhere = allgather_json(self.team, [*found, self.team.rank] if found is not None else None)
-        first = min((tuple(each) for each in everywhere if each is not None), default=None)
-        return "" if first is None else f"unit {first[2]} on rank {first[3]}"
-
     def _checked(self, images: torch.Tensor | None) -> torch.Tensor | None:
-        if self.team.rank != ROOT:
+        if not self._session.is_root:
             return None
         unfit = why_unfit(images, self.plan.input_shape, finite=not keeps_nan(self.settings.compute))
         if unfit or images is None:

@@ -27,6 +27,7 @@ class Kind(IntEnum):
     COLLECT = 5
     DISMISS = 6
     CLOSE = 7
+    ADOPT = 8
 
 
 CALLS = {
@@ -37,6 +38,7 @@ CALLS = {
     Kind.COLLECT: "called collect",
     Kind.DISMISS: "dismissed the ranks that follow",
     Kind.CLOSE: "closed the network",
+    Kind.ADOPT: "adopted another plan",
 }
 """What rank 0 did that gave the order, for messages."""
 

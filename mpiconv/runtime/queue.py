@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -57,8 +57,8 @@ class Queue:
         All frames that are not answered to the user, in order.
     """
 
-    def __init__(self, slots: Sequence[Slot]) -> None:
-        self.idle, self.frames = list(slots), list[Frame]()
+    def __init__(self, slots: Sequence[Slot], answered: Sequence[Frame] = ()) -> None:
+        self.idle, self.frames = list(slots), list(answered)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -87,7 +87,7 @@ class Queue:
         if not left and frame.state in (State.LEAVING, State.ANSWERED):
             self.idle.append(frame.slot)
 
-    def answers(self) -> Iterator[Any]:
-        """The outputs of the first frames, as far as they are there; with them the frames go."""
-        while self.frames and self.frames[0].state is State.ANSWERED:
-            yield self.frames.pop(0).answer
+    def answered(self) -> Frame | None:
+        """The first frame, which goes, if its output is there; else None."""
+        there = self.frames and self.frames[0].state is State.ANSWERED
+        return self.frames.pop(0) if there else None

@@ -15,32 +15,30 @@ from mpiconv.job.waiting import wait
 from mpiconv.job.watch import Place
 from mpiconv.measure.power import find_meter
 from mpiconv.measure.record import KINDS, PER_RANK, TEXTS, Record, merge, peak_rss_bytes, undilated
-from mpiconv.partition.plan import Plan
 from mpiconv.partition.schemes import ROOT
 from mpiconv.runtime.stamps import Stamps
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from mpiconv.job.team import Team
-    from mpiconv.runtime.emulation import Paced
-    from mpiconv.runtime.exchange.parts import Counter
-
-Counters = list[list[tuple[str, "Counter"]]]
-"""For every unit the exchanges before it: their pattern and what they counted, over all frames."""
+    from mpiconv.runtime.builder import Built
 
 
 class Recorder:
     """One rank's stamps and counts since the last ``reset``, and the record of all ranks from them."""
 
-    def __init__(self, plan: Plan, team: Team, counters: Counters, paced: Sequence[Paced], weight_bytes: int) -> None:
-        self.plan, self.team, self.weight_bytes = plan, team, weight_bytes
-        self._counters, self._paced = counters, paced
-        self._stamps = Stamps(2 * len(plan.graph.units) + 1)
-        self.calls = 0
+    def __init__(self, team: Team, built: Built) -> None:
+        self.team = team
         self._paused = False
         hosts = team.hosts
         self._meter, self.no_meter = find_meter() if hosts.index(hosts[team.rank]) == team.rank else (None, "")
+        self.adopt(built)
+
+    def adopt(self, built: Built) -> None:
+        """Measure another plan from now on; what was measured is forgotten."""
+        self.plan, self.weight_bytes = built.plan, built.weight_bytes
+        self._counters, self._paced = built.counters, built.paced
+        self._stamps = Stamps(2 * len(built.plan.graph.units) + 1)
+        self.calls = 0
 
     def add(self, number: int, stamps: list[float], latency_s: float) -> None:
         """Note frame ``number``: its start, the ends of every unit's exchange and computing; what it took here."""

@@ -49,6 +49,11 @@ class Settings:
         rank 0's stderr is a terminal, else 5 minutes, but for ever for the next picture.
     as_slices
         The units of which all is computed in the way that slices of their kernels are, so that it has the same bits.
+    weight_cache
+        Where ranks keep the rows of weights that they received, by hash, so that the next start sends hashes alone: a
+        folder on every rank but the root; ``auto``: on other hosts than the root's the user's cache folder; ``off``.
+    weight_cache_bytes
+        The most that the files in that folder may have together, in B; what was used least lately goes.
     weights_file, readers
         The safetensors file that the model's weights came from, and the ranks that read their slices from it instead
         of receiving them: those that ``mpiconv.runtime.weights.readers_of`` found to have it.
@@ -66,6 +71,8 @@ class Settings:
     selfcheck: bool = True
     rank_timeout_s: float | None = None
     as_slices: tuple[str, ...] = ()
+    weight_cache: str = "auto"
+    weight_cache_bytes: int = 4 * 10**9
     weights_file: str = ""
     readers: tuple[int, ...] = ()
 
@@ -75,6 +82,8 @@ class Settings:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise UsageError(f"{name} is {getattr(self, name)!r}: {', '.join(known)} are known")
+        if not self.weight_cache or self.weight_cache_bytes < 0:
+            raise UsageError("a weight cache is auto, off or a folder, of 0 bytes or more")
         if self.in_flight < 1:
             raise UsageError(f"{self.in_flight} batches in flight: 1 is the least")
         if self.rank_timeout_s is not None and not 0 <= self.rank_timeout_s < float("inf"):

@@ -1,38 +1,199 @@
-"""Every rank gets the kernels of its boxes, and no others: from rank 0 by the same exchange as maps, or from a file."""
+"""Every rank has the rows of weights that it computes with: from the others by the same exchange as maps, or stored."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from mpiconv.errors import ModelError
+from mpiconv.graph.form import Param
 from mpiconv.job.control import allgather_json, bcast_json, on_root
 from mpiconv.job.watch import Place
 from mpiconv.models.slices import WeightsFile, fingerprint, rows_of
-from mpiconv.partition import Box, Span
-from mpiconv.partition.exchange import Exchange, exchange
-from mpiconv.partition.plan import FLOAT_BYTES, Plan
-from mpiconv.partition.receptive import layer_boxes
+from mpiconv.partition import Box, Exchange, Span
+from mpiconv.partition.holdings import Holdings, rows_needed, tensor_of, travels, whole_of
+from mpiconv.partition.plan import FLOAT_BYTES
 from mpiconv.partition.schedule import Held
 from mpiconv.partition.schemes import ROOT
 from mpiconv.runtime.exchange.point_to_point import by_messages
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection
 
-    from mpiconv.graph.form import Graph, Param
+    from mpiconv.graph.form import Graph, Unit
     from mpiconv.job.team import Team
 
 LayerWeights = list[dict[str, torch.Tensor]]
 Progress = Callable[[int, int], object]
-"""Told how many B of weights the root has sent so far, and how many there are in all."""
+"""Told how many B of weights have travelled so far, and how many will in all."""
 
 CHUNK_BYTES = 2**22
 """What is sent at a time, so that a rank that waits long knows a slow link from one that is down."""
+
+
+class Store(Protocol):
+    """A place on a rank's own disk where rows of weights may be."""
+
+    def find(self, param: Param, rows: Span) -> tuple[Span, torch.Tensor] | None:
+        """Some of the rows, together, as (rows, ...) of float32, and which; None if none of them are there."""
+
+
+class FileStore:
+    """The safetensors file that the model's weights came from; the tensors ``but`` are not in it."""
+
+    def __init__(self, path: str, wanted: Collection[str], but: Collection[str] = ()) -> None:
+        self._file, self._but = WeightsFile(path, wanted), but
+
+    def find(self, param: Param, rows: Span) -> tuple[Span, torch.Tensor] | None:
+        """All of the rows. Raises ModelError where the file has no such tensor, or was changed."""
+        return None if param.key in self._but else (rows, self._file.rows(param, rows.lo, rows.hi))
+
+
+class Weights:
+    """The rows of weights that this rank has, and which ones the others have.
+
+    Attributes
+    ----------
+    held
+        Which rows each rank has, the same on all ranks.
+    received_bytes
+        B of weights that came to this rank in messages, counted from their buffers.
+    stored_bytes
+        B of weights that this rank read from its own disk instead.
+    """
+
+    def __init__(
+        self, team: Team, state: Mapping[str, torch.Tensor], stores: Sequence[Store] = (), *, asked: bool = False
+    ) -> None:
+        """``state`` has the model's tensors on rank 0; ``asked``: some rank has ``stores``, which all ranks know."""
+        self._team, self._state, self._stores, self._asked = team, state, stores, asked
+        self._rows: dict[Param, torch.Tensor] = {}
+        self.held: Holdings = {}
+        self.received_bytes = self.stored_bytes = 0
+
+    def adopt(self, wanted: Holdings, progress: Progress | None = None) -> dict[Param, tuple[Span, torch.Tensor]]:
+        """Have the rows that are wanted, and no others: only those travel that a rank has neither here nor on disk.
+
+        Collective. What came in messages, a tensor's rows together with what lies between them.
+        """
+        rank = self._team.rank
+        mine = {param: self._here(param, spans[rank]) for param, spans in wanted.items()}
+        if self._asked:
+            here = [[span.lo, span.hi] for span, _ in mine.values()]
+            everywhere = allgather_json(self._team, here, what="the weights that are stored")
+            had = {param: tuple(Span(*each[i]) for each in everywhere) for i, param in enumerate(wanted)}
+        else:
+            had = {
+                param: tuple(a & b for a, b in zip(self._held(param), wanted[param], strict=True)) for param in wanted
+            }
+        moves = travels(had, wanted)
+        all_bytes = FLOAT_BYTES * sum(t.box.size for spread in moves.values() for t in spread.transfers)
+        sent_bytes, came = 0, dict[Param, tuple[Span, torch.Tensor]]()
+        for param, spread in moves.items():
+            size = FLOAT_BYTES * sum(t.box.size for t in spread.transfers)
+
+            def told(part: float, before: int = sent_bytes, more: int = size) -> None:
+                if progress is not None and all_bytes:
+                    progress(before + round(part * more), all_bytes)
+
+            rows = self._moved(param, spread, mine.pop(param)[1], told)
+            sent_bytes += size
+            if rank != ROOT:
+                self._keep(param, rows)
+                got = [t.box.channels for t in spread.transfers if t.target == rank]
+                if got and rows is not None:
+                    around = Span(min(span.lo for span in got), max(span.hi for span in got))
+                    first = wanted[param][rank].lo
+                    came[param] = around, rows[around.lo - first : around.hi - first]
+        for param in set(self._rows) - set(wanted):
+            del self._rows[param]
+        self.held = dict(wanted)
+        return came
+
+    def of(self, unit: Unit, box: Box) -> LayerWeights:
+        """For every layer of a unit the tensors by role, sliced to the rows that this rank's box needs."""
+        found: LayerWeights = [{} for _ in unit.layers]
+        for number, param, span in rows_needed(unit, box) if box else ():
+            found[number][param.role] = self._cut(tensor_of(param), span)
+        return found
+
+    def _held(self, param: Param) -> Sequence[Span]:
+        return self.held.get(param, (Span(),) * self._team.size)
+
+    def _cut(self, param: Param, rows: Span) -> torch.Tensor:
+        """Rows that this rank has, as a view."""
+        if self._team.rank == ROOT:
+            return rows_of(param, self._state[param.key].detach())[rows.lo : rows.hi].contiguous()
+        first = self._held(param)[self._team.rank].lo
+        return self._rows[param][rows.lo - first : rows.hi - first]
+
+    def _keep(self, param: Param, rows: torch.Tensor | None) -> None:
+        """Have these rows of a tensor, and not more memory than they take."""
+        if rows is None:
+            self._rows.pop(param, None)
+        else:
+            whole = rows.untyped_storage().nbytes() == rows.nbytes
+            self._rows[param] = rows if whole else rows.clone()
+
+    def _here(self, param: Param, wanted: Span) -> tuple[Span, torch.Tensor | None]:
+        """What this rank has of some rows, in memory or on its disk; one span, nothing for the root, which has all."""
+        span = self._held(param)[self._team.rank] & wanted
+        if self._team.rank == ROOT or not wanted:
+            return Span(), None
+        rows = self._cut(param, span) if span else None
+        missing = (Span(wanted.lo, span.lo), Span(span.hi, wanted.hi)) if span else (wanted,)
+        for part in filter(None, missing):
+            found = next(filter(None, (store.find(param, part) for store in self._stores)), None)
+            if found is not None:
+                before = span
+                span, rows = _joined(span, rows, *found)
+                self.stored_bytes += found[1].nbytes if span != before else 0
+        return span, rows
+
+    def _moved(
+        self, param: Param, spread: Exchange, own: torch.Tensor | None, told: Callable[[float], object]
+    ) -> torch.Tensor | None:
+        """This rank's rows of a tensor after the exchange of it, some rows at a time; None for none.
+
+        ``told`` is called after each time with the part of the rows that was looked at.
+        """
+        rank, (count, _, width) = self._team.rank, whole_of(param).shape
+        if rank == ROOT:
+            own = rows_of(param, self._state[param.key].detach())
+        if spread.transfers:
+            tensor = None if own is None else own.contiguous().view(1, -1, 1, width)
+            mine, held, buffer = spread.owned[rank].channels, Held.of(spread, rank), None
+            step = max(1, CHUNK_BYTES // (FLOAT_BYTES * max(width, 1)))
+            for lo in range(0, count, step):
+                rows, part = Span(lo, min(lo + step, count)), spread
+                if count > step:
+                    part = spread.part([Box(box.channels & rows, box.rows, box.columns) for box in spread.owned])
+                    part = replace(part, part_of="bcast" if spread.pattern == "bcast" else "p2p")
+                exchanger = by_messages(part, 1, self._team, held=held, buffer=buffer)
+                buffer = exchanger.buffer
+                given = part.owned[rank].channels
+                cut = None if tensor is None else tensor[:, given.lo - mine.lo : given.hi - mine.lo]
+                exchanger(cut, place=Place(f"weights {param.key}"))
+                self.received_bytes += exchanger.counter.bytes_received
+                exchanger.close()
+                told(rows.hi / count)
+            if buffer is not None:
+                return buffer.view(-1, *param.shape[1:])
+        need = spread.needed[rank].channels
+        first = spread.owned[rank].channels.lo
+        return own[need.lo - first : need.hi - first] if need and own is not None else None
+
+
+def _joined(span: Span, rows: torch.Tensor | None, more: Span, found: torch.Tensor) -> tuple[Span, torch.Tensor | None]:
+    """Rows and those found beside them as one span; the longer where they do not lie side by side."""
+    if rows is not None and more.hi == span.lo:
+        return span.hull(more), torch.cat([found, rows])
+    if rows is not None and span.hi == more.lo:
+        return span.hull(more), torch.cat([rows, found])
+    return (more, found) if len(more) > len(span) else (span, rows)
 
 
 def check_state(graph: Graph, state: Mapping[str, torch.Tensor]) -> None:
@@ -66,133 +227,3 @@ def readers_of(team: Team, path: str) -> tuple[int, ...]:
         return [rank for rank, mark in enumerate(found) if mark and rank != ROOT]
 
     return tuple(bcast_json(team, on_root(team, compare)))
-
-
-class UnitWeights:
-    """Gets every rank its slices of the tensors, unit by unit: ``readers`` from a file, the others from the root.
-
-    The tensors ``always_sent`` are in no file: they come from the root for all.
-    """
-
-    def __init__(
-        self,
-        plan: Plan,
-        state: Mapping[str, torch.Tensor],
-        team: Team,
-        path: str = "",
-        readers: Collection[int] = (),
-        always_sent: Collection[str] = (),
-        progress: Progress | None = None,
-    ) -> None:
-        self.always_sent = always_sent
-        self.plan, self.state, self.team, self.readers = plan, state, team, readers
-        self.nbytes = 0  # of this rank's slices so far
-        self.progress, self.sent_bytes = progress, 0
-        units = range(len(plan.graph.body)) if progress is not None else ()
-        self.all_bytes = sum(
-            self._sent_bytes(param, spans) for unit in units for _, param, spans in self._tensors(unit)
-        )
-        wanted = [param.key for unit in plan.graph.units for param in unit.params]
-        self.file = WeightsFile(path, wanted) if team.rank in readers else None
-
-    def __call__(self, index: int) -> LayerWeights:
-        """For every layer of a unit of the body, this rank's slices of the tensors by role. Collective.
-
-        ``state`` counts on rank 0. A rank that computes nothing of the unit gets empty mappings, and so does the
-        root for what it runs with the model's own modules.
-        """
-        mine: LayerWeights = [{} for _ in self.plan.graph.units[index].layers]
-        for layer, param, spans in self._tensors(index):
-            tensor = self._slice(param, spans)
-            if tensor is not None:
-                mine[layer][param.role] = tensor
-                self.nbytes += tensor.nbytes
-            self.sent_bytes += self._sent_bytes(param, spans)
-        return mine
-
-    def _tensors(self, index: int) -> Iterator[tuple[int, Param, list[Span]]]:
-        """The tensors of a unit that ranks compute with: number of the layer, and which rows of it each rank needs."""
-        unit = self.plan.graph.units[index]
-        parts = [layer_boxes(unit, box) for box in self.plan.boxes[index]]
-        for i, layer in enumerate(unit.layers):
-            for param in () if layer.opaque else layer.params:
-                yield i, param, [part[i].channels for part in parts]
-
-    def _sent_bytes(self, param: Param, spans: list[Span]) -> int:
-        """B of a tensor that the root has to send, once per receiver."""
-        readers = self._readers(param)
-        rows = sum(len(span) for rank, span in enumerate(spans) if rank != ROOT and rank not in readers)
-        return FLOAT_BYTES * math.prod(param.shape[1:]) * rows
-
-    def _readers(self, param: Param) -> Collection[int]:
-        """The ranks that read a tensor from the file."""
-        return () if param.key in self.always_sent else self.readers
-
-    def _tell(self, more: float) -> None:
-        """Say how much was sent, ``more`` B of the tensor that is on its way."""
-        if self.progress is not None and self.all_bytes:
-            self.progress(self.sent_bytes + round(more), self.all_bytes)
-
-    def _slice(self, param: Param, spans: list[Span]) -> torch.Tensor | None:
-        """This rank's rows of one tensor, None if they are none. Collective."""
-        readers = self._readers(param)
-        sent = [Span() if rank in readers else span for rank, span in enumerate(spans)]
-        size = self._sent_bytes(param, spans)
-        received = _sent(param, sent, self.state, self.team, lambda part: self._tell(part * size))
-        mine = spans[self.team.rank]
-        reads = self.file is not None and self.team.rank in readers and mine
-        return self.file.rows(param, mine.lo, mine.hi) if self.file is not None and reads else received
-
-
-def _sent(
-    param: Param,
-    spans: list[Span],
-    state: Mapping[str, torch.Tensor],
-    team: Team,
-    told: Callable[[float], object],
-) -> torch.Tensor | None:
-    """This rank's rows of one tensor: a map of as many channels as it has rows, which the root owns whole."""
-    rows, width = param.shape[0], math.prod(param.shape[1:])
-    whole = Box.whole((rows, 1, width))
-    owned = [whole if rank == ROOT else Box() for rank in range(len(spans))]
-    needed = [Box(span, whole.rows, whole.columns) for span in spans]
-    spread = exchange(owned, needed, f"weights {param.key}")
-    tensor = None
-    if team.rank == ROOT:
-        tensor = rows_of(param, state[param.key].detach()).contiguous().view(1, rows, 1, width)
-    got = _in_chunks(spread, tensor, team, Place(f"weights {param.key}"), told)
-    need = needed[team.rank]
-    if not need or got is None:
-        return None
-    return got[0, slice(need.channels.lo, need.channels.hi) if team.rank == ROOT else slice(None)].reshape(
-        len(need.channels), *param.shape[1:]
-    )
-
-
-def _in_chunks(
-    spread: Exchange,
-    tensor: torch.Tensor | None,
-    team: Team,
-    place: Place,
-    told: Callable[[float], object],
-) -> torch.Tensor | None:
-    """Do the exchange of a map that the root owns whole, some channels at a time; what the rank has then.
-
-    ``told`` is called after each time with the part of the channels that was exchanged.
-    """
-    whole, rank = spread.owned[ROOT], team.rank
-    rows, width = whole.shape[0], whole.shape[2]
-    step = max(1, CHUNK_BYTES // (FLOAT_BYTES * max(width, 1)))
-    got, buffer, held = tensor, None, Held.of(spread, rank)
-    for lo in range(0, rows, step):
-        chunk = Box(Span(lo, min(lo + step, rows)), whole.rows, whole.columns)
-        part = spread
-        if rows > step:
-            part = spread.part([chunk if r == ROOT else Box() for r in range(team.size)])
-            part = replace(part, part_of="bcast" if spread.pattern == "bcast" else "p2p")
-        exchanger = by_messages(part, 1, team, held=held, buffer=buffer)
-        buffer = exchanger.buffer
-        got = exchanger(tensor if tensor is None else tensor[:, chunk.channels.lo : chunk.channels.hi], place=place)
-        exchanger.close()
-        told(chunk.channels.hi / rows)
-    return tensor if rank == ROOT else got

@@ -1,0 +1,191 @@
+"""What one rank computes of every unit, made ready once; what another plan leaves as it is stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from mpiconv.graph.form import Unit
+from mpiconv.models.slices import rows_of
+from mpiconv.partition import Box
+from mpiconv.partition.plan import FLOAT_BYTES
+from mpiconv.partition.schedule import Schedule
+from mpiconv.partition.schemes import ROOT
+from mpiconv.runtime.compute import onednn
+from mpiconv.runtime.compute.engines import local_unit
+from mpiconv.runtime.compute.local import LocalUnit, weights_of
+from mpiconv.runtime.compute.operations import WholeUnit
+from mpiconv.runtime.emulation import Paced
+from mpiconv.runtime.frames import Compute
+from mpiconv.runtime.settings import Settings
+from mpiconv.runtime.spares import key_of, spares
+from mpiconv.runtime.weights import LayerWeights, Weights
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a rank does of one unit: ``box``, in the pieces ``cut``, and how.
+
+    ``padded`` and ``sliced`` are what ``LocalUnit`` is told; all but the unit is the same on no two ranks.
+    """
+
+    unit: Unit
+    box: Box
+    cut: tuple[Box, ...]
+    padded: bool
+    sliced: bool
+
+
+@dataclass
+class Made:
+    """A unit made ready on this rank: what computes its pieces, and what to do with that once it is not needed."""
+
+    work: Work
+    computes: list[Compute | None]
+    weight_bytes: int
+    frees: list[Callable[[], object]]
+
+
+class LocalUnits:
+    """The units of the plan that runs, as this rank computes them.
+
+    Parameters
+    ----------
+    rank
+        This one.
+    weights
+        The rows of weights that it has.
+    settings
+        How to compute; the ``pace`` is this rank's own.
+    modules, state
+        On the root what it runs with the model's own modules, by the layer's name, and the model's tensors.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        weights: Weights,
+        settings: Settings,
+        modules: Mapping[str, nn.Module],
+        state: Mapping[str, torch.Tensor],
+    ) -> None:
+        self._rank, self._weights, self._settings = rank, weights, settings
+        self._modules, self._state = modules, state
+        self._made: dict[str, Made] = {}
+
+    def adopt(self, carried: Schedule) -> list[list[Compute | None]]:
+        """What this rank computes of each unit, the head included: its pieces in order.
+
+        A unit of which the rank does what it did before stays as it is; the largest of the others are made first.
+        """
+        graph = carried.plan.graph
+        works = [self._work(carried, index) for index in range(len(graph.units))]
+        kept = {
+            name: made
+            for name, made in self._made.items()
+            if any(work.unit.name == name and work == made.work for work in works)
+        }
+        for name, made in self._made.items():
+            if name not in kept:
+                for free in made.frees:
+                    free()
+        self._made = kept
+        sizes = [sum(param.size for param in unit.params) for unit in graph.units]
+        for index in sorted(range(len(works)), key=lambda i: -sizes[i]):
+            if works[index].unit.name not in kept:
+                self._made[works[index].unit.name] = self._make(works[index], carried.plan.batch)
+        return [self._made[unit.name].computes for unit in graph.units]
+
+    @property
+    def weight_bytes(self) -> int:
+        """B of weights that this rank computes with."""
+        return sum(made.weight_bytes for made in self._made.values())
+
+    @property
+    def paced(self) -> list[Paced]:
+        """What emulates a slower device."""
+        return [one for made in self._made.values() for one in made.computes if isinstance(one, Paced)]
+
+    def close(self) -> None:
+        """Give back what others can use."""
+        for made in self._made.values():
+            for free in made.frees:
+                free()
+        self._made = {}
+
+    def _work(self, carried: Schedule, index: int) -> Work:
+        """What this rank does of a unit."""
+        plan, unit = carried.plan, carried.plan.graph.units[index]
+        box = plan.owned[index][self._rank]
+        if index == len(plan.boxes):
+            return Work(unit, box, (box,), padded=False, sliced=False)
+        cut = tuple(piece[self._rank] for piece in carried.pieces[index])
+        sliced = unit.name in self._settings.as_slices or plan.cuts_channels(index)
+        return Work(unit, box, cut, carried.padded(index, self._rank), sliced)
+
+    def _make(self, work: Work, batch: int) -> Made:
+        """Make a unit ready."""
+        unit, frees = work.unit, list[Callable[[], object]]()
+        if unit.opaque:
+            there = self._rank == ROOT
+            size = sum(FLOAT_BYTES * param.size for param in unit.params) if there else 0
+            computes: list[Compute | None] = [self._opaque(unit) if there else None]
+        else:
+            mine = self._weights.of(unit, work.box)
+            size = sum(tensor.nbytes for layer in mine for tensor in layer.values())
+            computes = self._pieces(work, mine, batch, frees)
+        if self._settings.pace > 1:
+            computes = [None if one is None else Paced(one, self._settings.pace) for one in computes]
+        return Made(work, computes, size, frees)
+
+    def _pieces(
+        self, work: Work, weights: LayerWeights, batch: int, frees: list[Callable[[], object]]
+    ) -> list[Compute | None]:
+        """What computes each piece of the rank's box."""
+        packed: onednn.Packed | None = {} if _share_kernels(work.cut) else None
+        found: list[Compute | None] = []
+        for box in reversed(work.cut):  # the largest piece packs the weights for all
+            parts = weights_of(work.unit, work.box, weights, box) if box else []
+            found.append(self._piece(work, box, parts, batch, packed, frees) if box else None)
+        return found[::-1]
+
+    def _piece(
+        self,
+        work: Work,
+        box: Box,
+        weights: LayerWeights,
+        batch: int,
+        packed: onednn.Packed | None,
+        frees: list[Callable[[], object]],
+    ) -> LocalUnit:
+        """A unit on a box, a spare one if there is one; if it is compiled, it will be one again."""
+        compute, how = self._settings.compute, {"padded": work.padded, "sliced": work.sliced}
+        key = ""
+        if compute != "eager" and packed is None:
+            key = key_of(work.unit, box, weights, batch, compute, work.padded, work.sliced)
+        made = spares.take(key) if key else None
+        made = made or local_unit(work.unit, box, weights, batch, compute, **how, packed=packed)
+        if key:
+            frees.append(lambda: spares.give(key, made))
+        return made
+
+    def _opaque(self, unit: Unit) -> Callable[..., Any]:
+        """What the root runs with the model's own modules; of the head what comes before that too."""
+        module, rest = self._modules[unit.layers[-1].name], unit.layers[:-1]
+        if unit.layers[-1].kind != "head":
+            return WholeUnit(module)
+        if not rest:
+            return module
+        weights = [{param.role: rows_of(param, self._state[param.key]) for param in layer.params} for layer in rest]
+        before = LocalUnit(replace(unit, layers=rest), Box.whole(rest[-1].out_shape), weights)
+        return lambda *maps: module(before(*maps))
+
+
+def _share_kernels(cut: Sequence[Box]) -> bool:
+    """Whether pieces of a unit are computed with the same kernels, of which they have one copy then."""
+    channels = [box.channels for box in cut if box]
+    return len(set(channels)) < len(channels)
