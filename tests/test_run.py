@@ -17,6 +17,7 @@ from tests.test_plan import skeleton
 JSON_KEYS = {
     "model", "scheme", "ranks", "batch", "input_shape", "latency_s", "throughput_fps", "bytes_sent", "bytes_received",
     "weight_bytes", "peak_rss_bytes", "compute_energy_j", "transfer_energy_j", "predictions", "check", "gain", "output",
+    "weights_received_bytes", "weights_stored_bytes",
 }  # fmt: skip
 
 DIGITS = [str(PICTURES / f"digit-{digit}.png") for digit in range(10)]

@@ -159,10 +159,29 @@ def test_exact_and_bytes_on_the_wire(a_lab, model, scheme):
         assert more - carried == pytest.approx(10 * per_picture, rel=0.1)
 
 
+def test_a_second_start_sends_hashes(a_lab, tmp_path):
+    """By rows every rank has all kernels; of the links' bytes each counts at both of its ends."""
+    words = ["--model", "vgg11", "--scheme", "wpm", "--repeats", 1, "--warmup", 0, "--check", "--json"]
+    carried, reports = [], []
+    for _ in range(2):
+        before = traffic()
+        reports.append(in_lab("run", *words, "--weight-cache", tmp_path / "cache", timeout=150).json)
+        carried.append((traffic() - before).sum() - sum(reports[-1]["bytes_received"]) - sum(reports[-1]["bytes_sent"]))
+    assert all(report["check"]["max_rel_error"] <= 1e-5 for report in reports)
+    weights = sum(reports[0]["weights_received_bytes"])
+    assert weights == sum(reports[0]["weight_bytes"][1:])
+    assert sum(reports[1]["weights_received_bytes"]) == 0
+    print(
+        f"first start {carried[0] / 2 / weights:.4f} of the weights on the links, second {carried[1] / 2 / weights:.4f}"
+    )
+    assert carried[1] < 0.01 * carried[0]
+
+
 def carry(model: str, scheme: str, repeats: int) -> tuple[float, float, float]:
     """Run and check; B that the links carried, of weights, and of one picture as counted. Each link counts its end."""
     before = traffic()
     words = ["--model", model, "--scheme", scheme, "--repeats", repeats, "--warmup", 0, "--check", "--json"]
+    words += ["--weight-cache", "off"]
     report = in_lab("run", *words, timeout=150).json
     assert report["check"]["max_rel_error"] <= 1e-5
     counted = sum(report["bytes_received"]) + sum(report["bytes_sent"])

@@ -24,7 +24,7 @@ from mpiconv.cli.saving import Results, check_outputs
 from mpiconv.cli.sending import sending_bar
 from mpiconv.cli.setup import REPEATS, Job, prepare
 from mpiconv.cli.startup import Startup
-from mpiconv.cli.tables import latency, ranks_at_work, summary, throughput_fps, where_time_went
+from mpiconv.cli.tables import latency, ranks_at_work, summary, throughput_fps, weights_moved, where_time_went
 from mpiconv.data.datasets import LabelledPictures
 from mpiconv.data.pictures import ahead
 from mpiconv.errors import MpiconvError, UsageError
@@ -220,12 +220,13 @@ def _finish(
     if ended_early and results.path:
         launcher.tell(f"mpiconv: note: results of {counted(len(record.latency_s), 'repeat')} in {results.path}")
     if arguments.json:
-        print(to_json(_report(job, record, predictions, check, results) | right | {"gain": gain}))
+        print(to_json(_report(job, record, predictions, check, results) | _weights(net) | right | {"gain": gain}))
     else:
         print(summary(job, record, predictions, check, results.paused_s, gain))
         if right:
             print(f"accuracy {right['accuracy']:.2%} of {right['answered']} pictures ({arguments.data})")
         if not arguments.quiet:
+            print(weights_moved(*_weights(net).values()))
             print(where_time_went(record))
             print(ranks_at_work(record))
             _tell_energy(record, job, net.no_meter)
@@ -276,6 +277,8 @@ def _attributes(
         "gather": plan.gather,
         "head": plan.head,
         "weights_on": arguments.weights_on,
+        "weight_cache": net.settings.weight_cache,
+        **_weights(net),
         "plan": plan.to_json(),
         "input_shape": list(plan.input_shape),
         "batch": plan.batch,
@@ -316,6 +319,12 @@ def _report(job: Job, record: Record, predictions: list[Any], check: Any, result
         "check": check,
         "output": results.path,
     }
+
+
+def _weights(net: DistributedNet) -> dict[str, list[int]]:
+    """B of weights that came to each rank in messages, and that it read from its own disk."""
+    received, stored = net.weights_received_bytes, net.weights_stored_bytes
+    return {"weights_received_bytes": list(received), "weights_stored_bytes": list(stored)}
 
 
 def _notes(arguments: argparse.Namespace, job: Job, crowd: list[str]) -> None:

@@ -45,8 +45,23 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=0, help="seed of random weights and pictures (default: %(default)s)")
 
 
-def add_weights_on(parser: argparse.ArgumentParser) -> None:
-    """Where the ranks get their slices of the weights from."""
+def add_weights_from(parser: argparse.ArgumentParser) -> None:
+    """Where the ranks get their slices of the weights from, and keep them."""
+    parser.add_argument(
+        "--weight-cache",
+        default="auto",
+        metavar="auto|off|DIR",
+        help="where ranks keep slices of weights that they received, by their hash, so that the next start need not "
+        "send them: auto: on other hosts than rank 0's, in the user's cache folder; DIR: a folder on every rank but 0; "
+        "off: nowhere (default: auto)",
+    )
+    parser.add_argument(
+        "--weight-cache-size",
+        type=gigabytes,
+        default="4",
+        metavar="GB",
+        help="the most that a weight cache may take of a disk; what was used least lately goes (default: 4)",
+    )
     parser.add_argument(
         "--weights-on",
         choices=("root", "every"),
@@ -186,6 +201,8 @@ def settings_of(arguments: argparse.Namespace, pace: float) -> Settings:
         dilation=arguments.dilation,
         guard=arguments.guard,
         selfcheck=not arguments.no_selfcheck,
+        weight_cache=arguments.weight_cache,
+        weight_cache_bytes=arguments.weight_cache_size,
         rank_timeout_s=arguments.rank_timeout,
     )
 
@@ -308,6 +325,17 @@ def above_zero_to_one(text: str) -> float:
     if fraction(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
     return float(text)
+
+
+def gigabytes(text: str) -> int:
+    """A size given in GB, from 0 up, in B."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size in GB")
+    return round(value * 1e9)
 
 
 def rate(text: str) -> float:

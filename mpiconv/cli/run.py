@@ -12,7 +12,7 @@ from mpiconv.cli.options import (
     add_model_options,
     add_rank_timeout,
     add_split_options,
-    add_weights_on,
+    add_weights_from,
     named,
     positive,
     rate,
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model_options(parser)
     add_split_options(parser)
-    add_weights_on(parser)
+    add_weights_from(parser)
     parser.add_argument("--plan", metavar="FILE", help="a plan saved by mpiconv plan, instead of --scheme and --shares")
     measure = parser.add_argument_group("measuring")
     measure.add_argument(

@@ -12,6 +12,8 @@ from mpiconv.text import safe_text
 from mpiconv.words import counted
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mpiconv.cli.setup import Job
     from mpiconv.measure import Record
 
@@ -106,6 +108,13 @@ def _gain(gain: dict[str, Any]) -> str:
     than = {"latency": " faster than", "pictures/s": " of"}[gain["measure"]] if factor >= 1 else ": slower than"
     alone = f"{1e3 * gain['single_latency_s']:.2f} ms, median of {gain['repeats']}"
     return f"gain     {factor:.2f} x{what}{than} rank 0 alone ({alone})"
+
+
+def weights_moved(received_bytes: Sequence[int], stored_bytes: Sequence[int]) -> str:
+    """How the ranks got their weights."""
+    received, stored = sum(received_bytes), sum(stored_bytes)
+    disks = f", {stored / 1e6:.2f} MB read from their own disks" if stored else ""
+    return f"weights  {received / 1e6:.2f} MB sent to the ranks once{disks}"
 
 
 def where_time_went(record: Record) -> str:

@@ -70,14 +70,14 @@ class DistributedNet:
         return self._session.recorder.no_meter
 
     @property
-    def weights_received_bytes(self) -> int:
-        """B of weights that came to this rank in messages since the start, also for plans that it runs no more."""
-        return self._session.builder.weights.received_bytes
+    def weights_received_bytes(self) -> tuple[int, ...]:
+        """B of weights that came to each rank in messages since the start, also for plans that it runs no more."""
+        return self._session.received_bytes
 
     @property
-    def weights_stored_bytes(self) -> int:
-        """B of weights that this rank read from its own disk instead."""
-        return self._session.builder.weights.stored_bytes
+    def weights_stored_bytes(self) -> tuple[int, ...]:
+        """B of weights that each rank read from its own disk instead."""
+        return self._session.stored_bytes
 
     def __call__(self, images: torch.Tensor | None = None) -> Any:
         """Run one batch. Collective.

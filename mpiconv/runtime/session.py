@@ -29,6 +29,8 @@ class Session:
     ----------
     built
         The plan that runs, made ready on this rank.
+    received_bytes, stored_bytes
+        B of weights that came to each rank in messages, and that each read from its own disk, since the start.
     """
 
     def __init__(self, team: Team, settings: Settings, builder: Builder, built: Built) -> None:
@@ -37,7 +39,13 @@ class Session:
         self.recorder = Recorder(team, built)
         self.engine = Engine(team, built.slots, self.recorder, settings.wait, self._adopt_as_ordered)
         self._progress = team.progress(wanted=self._wants_progress(built))
+        self._count_weights()
         self._forget()
+
+    def _count_weights(self) -> None:
+        weights = self.builder.weights
+        everywhere = allgather_json(self.team, [weights.received_bytes, weights.stored_bytes])
+        self.received_bytes, self.stored_bytes = (tuple(each) for each in zip(*everywhere, strict=True))
 
     @property
     def record(self) -> Record:
@@ -116,15 +124,15 @@ class Session:
 
     def _adopt(self, plan: Plan | None) -> int:
         shared = Plan.from_dict(bcast_json(self.team, None if plan is None else plan.to_dict(), what="another plan"))
-        before = self.builder.weights.received_bytes
+        before = sum(self.received_bytes)
         self.built.close()
         self.built = self.builder.build(shared if plan is None else plan)
         self.engine.adopt(self.built.slots)
         self.recorder.adopt(self.built)
         self._progress.want(self._wants_progress(self.built))
-        moved = allgather_json(self.team, self.builder.weights.received_bytes - before)
+        self._count_weights()
         self._forget()
-        return int(sum(moved))
+        return int(sum(self.received_bytes) - before)
 
     def reset(self) -> None:
         """Forget what was measured, compare clocks, start power meters."""

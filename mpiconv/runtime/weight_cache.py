@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from mpiconv.errors import ModelError
 from mpiconv.files import user_cache
 from mpiconv.graph.form import Param
-from mpiconv.models.slices import WeightsFile, rows_of
+from mpiconv.models.slices import rows_of
 from mpiconv.partition import Span
 
 if TYPE_CHECKING:
@@ -61,19 +60,17 @@ class WeightCache:
 
     def __init__(self, folder: str | Path, most_bytes: int) -> None:
         self.folder, self.most_bytes = Path(folder) if folder else user_cache("weights"), most_bytes
-        self._files: dict[Path, WeightsFile] = {}
         self._rows: dict[str, list[tuple[Span, Path, str]]] = {}
         for path in self._paths():
-            with suppress(ModelError):
-                self._files[path] = WeightsFile(path)
-                for name in self._files[path].names:
-                    self._note(path, name)
+            with suppress(SafetensorError, OSError), safe_open(str(path), framework="pt") as file:
+                self._note(path, file.keys())
 
-    def _note(self, path: Path, name: str) -> None:
-        mark, _, rows = name.partition(":")
-        lo, _, hi = rows.partition(":")
-        if lo.isdecimal() and hi.isdecimal():
-            self._rows.setdefault(mark, []).append((Span(int(lo), int(hi)), path, name))
+    def _note(self, path: Path, names: Iterable[str]) -> None:
+        for name in names:
+            mark, _, rows = name.partition(":")
+            lo, _, hi = rows.partition(":")
+            if lo.isdecimal() and hi.isdecimal():
+                self._rows.setdefault(mark, []).append((Span(int(lo), int(hi)), path, name))
 
     def find(self, mark: str, shape: tuple[int, ...], rows: Span) -> tuple[Span, torch.Tensor] | None:
         """Some of the rows of the tensor with this hash and shape, and which: the most that lie together."""
@@ -96,14 +93,14 @@ class WeightCache:
     def _read(self, path: Path, name: str, shape: tuple[int, ...]) -> torch.Tensor | None:
         """A tensor of a file; None where it is not as it was written."""
         try:
-            tensor = self._files[path].read(name)
-            right = tensor.dtype == torch.float32 and tuple(tensor.shape) == shape
-            if not right or str(zlib.crc32(_bytes(tensor))) != self._files[path].metadata.get(name):
-                return None
+            with safe_open(str(path), framework="pt") as file:
+                tensor: torch.Tensor = file.get_tensor(name).clone()  # where it lies changes the bits of products
+                written = (file.metadata() or {}).get(name)
             os.utime(path)
-        except (ModelError, OSError, ValueError):
+        except (SafetensorError, OSError):
             return None
-        return tensor
+        right = tensor.dtype == torch.float32 and tuple(tensor.shape) == shape
+        return tensor if right and str(zlib.crc32(_bytes(tensor))) == written else None
 
     def keep(self, rows: Mapping[str, tuple[Span, torch.Tensor]]) -> None:
         """Write rows of tensors, by their tensors' hashes, in one file; the oldest files go if there is no room."""
@@ -121,13 +118,11 @@ class WeightCache:
             os.close(handle)
             save_file(tensors, unfinished, sums)
             os.replace(unfinished, path)
-            self._files[path] = WeightsFile(path)
-        except (OSError, SafetensorError, ModelError):
+        except (OSError, SafetensorError):
             with suppress(OSError):
                 os.unlink(unfinished)
-            return
-        for name in tensors:
-            self._note(path, name)
+        else:
+            self._note(path, tensors)
 
     def _make_room(self, size: int, path: Path) -> None:
         """Remove what was left half written, and files until ``size`` B more are not too many."""
