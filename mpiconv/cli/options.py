@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mpiconv.errors import UsageError
+from mpiconv.graph.grouping import GATHERS
+from mpiconv.runtime import choices
 from mpiconv.words import counted
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ def add_split_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--gather",
-        choices=("conv", "pool"),
+        choices=GATHERS,
         help="exchange after each convolution as in the paper, or after the activation and pooling (default: pool)",
     )
     group.add_argument(
@@ -119,7 +121,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("engine")
     group.add_argument(
         "--compute",
-        choices=("auto", "eager", "onednn", "fused"),
+        choices=choices.COMPUTES,
         default="auto",
         help="auto: channels last and units compiled for oneDNN, with weights reordered once, where this torch has "
         "that; eager: torch's operations one by one; another name: that engine for all units that it suits (default: "
@@ -127,28 +129,28 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--wait",
-        choices=("auto", "spin", "sleep"),
+        choices=choices.WAITS,
         default=os.environ.get("MPICONV_WAIT", "auto"),
         help="wait for messages spinning (soonest) or asleep (saves the core and energy); auto: asleep where a host "
         "has more ranks than cores (default: auto)",
     )
     group.add_argument(
         "--wire",
-        choices=("float32", "float16", "bfloat16", "int8"),
+        choices=choices.WIRES,
         default="float32",
         help="number format of maps in messages; other than float32 the results are less exact, by how much --check "
         "says (default: float32)",
     )
     group.add_argument(
         "--overlap",
-        choices=("auto", "on", "off"),
+        choices=choices.OVERLAPS,
         default="auto",
         help="compute and send what others need first, the rest while it travels; auto: where a message takes long "
         "enough to pay for it (default: auto)",
     )
     group.add_argument(
         "--same-host",
-        choices=("auto", "messages"),
+        choices=choices.SAME_HOSTS,
         default="auto",
         help="how ranks of one host exchange maps; auto: through memory that they share, where they can and --wire is "
         "float32; messages: by MPI, as between hosts (default: auto)",
@@ -163,7 +165,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--guard",
-        choices=("auto", "on", "off"),
+        choices=choices.GUARDS,
         default="auto",
         help="tell the first unit and rank whose output is not finite (NaN or infinity); auto: look at the units where "
         "that costs less than half a percent (default: auto)",

@@ -23,6 +23,17 @@ class _Parser(Parser):
         raise UsageError(message.removeprefix("argument "))
 
 
+OWN = ("help", "name", "output", "quiet", "json", "answers", "save_every")
+"""Options of ``mpiconv run`` that a sweep sets itself, or that would have all points write to one file."""
+
+
+def run_options() -> tuple[str, ...]:
+    """The options of ``mpiconv run`` that a sweep can set, ``-`` written as ``_``."""
+    parser = _Parser("mpiconv run")
+    run.add_arguments(parser)
+    return tuple(action.dest for action in parser._actions if action.dest not in OWN)  # noqa: SLF001
+
+
 def check_points(path: str, points: Iterable[Point]) -> None:
     """Raise UsageError for the first value that ``mpiconv run`` would not take; file, option and value are named."""
     parser = _Parser("mpiconv run")

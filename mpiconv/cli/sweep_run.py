@@ -11,7 +11,7 @@ from time import monotonic
 from tqdm import tqdm
 
 from mpiconv.cli.notes import note
-from mpiconv.cli.sweep_check import check_points
+from mpiconv.cli.sweep_check import check_points, run_options
 from mpiconv.errors import MpiconvError
 from mpiconv.files import check_writable
 from mpiconv.signals import catch_signals
@@ -34,7 +34,7 @@ def sweep(arguments: argparse.Namespace) -> int:
     Raises MpiconvError at the end, naming the first that failed or what a signal left.
     """
     caught = catch_signals()
-    plan, folder = read_sweep(arguments.file), Path(arguments.out)
+    plan, folder = read_sweep(arguments.file, run_options()), Path(arguments.out)
     which, parts = arguments.part
     points = plan.points[which - 1 :: parts]
     if arguments.count:

@@ -15,7 +15,6 @@ from mpiconv.job.watch import Place, Watch
 if TYPE_CHECKING:
     from mpiconv.job.team import Team
 
-WAITS = ("auto", "spin", "sleep")
 NAP_S = 50e-6
 LOOKS = 256
 

@@ -5,13 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mpiconv.errors import UsageError
-from mpiconv.job.waiting import WAITS
+from mpiconv.runtime.choices import GUARDS, OVERLAPS, SAME_HOSTS, WAITS, WIRES
 from mpiconv.runtime.compute.engines import computes
-from mpiconv.runtime.exchange.wire import WIRES
-
-GUARDS = ("auto", "on", "off")
-OVERLAPS = ("auto", "on", "off")
-SAME_HOSTS = ("auto", "messages")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -28,11 +28,6 @@ LONGEST_NAME = 180
 MOST_POINTS = 100_000
 LAUNCHER = "mpirun -n {ranks}"
 TABLES = ("launcher", "timeout_s", "fixed", "grid")
-OPTIONS = (
-    "model", "weights", "weights_on", "classes", "input_size", "batch", "seed", "scheme", "shares", "offload", "gather",
-    "head", "image", "data", "held_out", "repeats", "warmup", "threads", "check", "link_rate", "energy", "pace",
-    "dilation", "ranks",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,8 +54,15 @@ class Sweep:
         return [*launch, *run, "--name", point.name, "--output", str(output), "--quiet"]
 
 
-def read_sweep(path: str | Path) -> Sweep:
+def read_sweep(path: str | Path, options: Sequence[str]) -> Sweep:
     """Read a sweep: ``[grid]`` has a list for every option that varies, ``[fixed]`` a value for the others.
+
+    Parameters
+    ----------
+    path
+        A TOML file.
+    options
+        The options that a run takes, ``-`` written as ``_``; ``ranks`` is one too.
 
     Raises
     ------
@@ -75,7 +77,7 @@ def read_sweep(path: str | Path) -> Sweep:
     if not isinstance(fixed, Mapping) or not isinstance(grid, Mapping) or not grid:
         raise UsageError(f"{path}: a table [grid] with at least one option is wanted, and [fixed] is a table")
     for table in (fixed, grid):
-        _check_keys(path, table, OPTIONS)
+        _check_keys(path, table, ("ranks", *options))
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise UsageError(f"{path}: {key} in [grid] is {values!r}: a list of values is wanted")
@@ -101,7 +103,7 @@ def read_sweep(path: str | Path) -> Sweep:
     return Sweep(points, launcher, timeout_s)
 
 
-def _check_keys(path: str | Path, table: Mapping[str, Any], known: tuple[str, ...]) -> None:
+def _check_keys(path: str | Path, table: Mapping[str, Any], known: Sequence[str]) -> None:
     for key in table:
         if key not in known:
             close = get_close_matches(key, known, 1)

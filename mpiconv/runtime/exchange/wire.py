@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from mpiconv.runtime import choices
+
 View = Callable[[torch.Tensor, tuple[int, ...]], torch.Tensor]
 """A flat tensor as one of a shape (N, C, H, W)."""
 
@@ -67,7 +69,6 @@ class Parcel:
 
 
 FLOAT32 = Wire("float32", 4, 0.0)
-WIRES = {
-    wire.name: wire for wire in (FLOAT32, Wire("float16", 2, 2e-3), Wire("bfloat16", 2, 2e-2), Wire("int8", 1, 5e-2))
-}
+FORMATS = (FLOAT32, Wire("float16", 2, 2e-3), Wire("bfloat16", 2, 2e-2), Wire("int8", 1, 5e-2))
+WIRES = {name: next(wire for wire in FORMATS if wire.name == name) for name in choices.WIRES}
 """The formats by name."""
