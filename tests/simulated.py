@@ -10,6 +10,7 @@ from mpiconv.graph.trace import Traced, trace
 from mpiconv.models.registry import randomise
 from mpiconv.models.slices import rows_of
 from mpiconv.partition import Box, Plan
+from mpiconv.partition.making import fitted
 from mpiconv.partition.receptive import layer_boxes, unit_needs
 from mpiconv.runtime.compute.local import LocalUnit
 from mpiconv.runtime.compute.operations import WholeUnit
@@ -42,7 +43,7 @@ def local_units(traced: Traced, plan: Plan, unit_index: int) -> list[LocalUnit |
 def run_split(model: nn.Module, plan: Plan, images: torch.Tensor, traced: Traced | None = None) -> object:
     """The network's output as the plan's ranks would compute it; what a rank was not sent is NaN."""
     traced = traced or trace(model, plan.graph.input_shape, batch=plan.batch)
-    assert plan.fitted(traced.layers) is plan
+    assert fitted(plan, traced.layers) is plan
     picture = Box.whole(plan.graph.input_shape)
     owned = {PICTURE: [(picture, images)] + [(Box(), None)] * (plan.ranks - 1)}
     held: dict[int, list[tuple[Box, torch.Tensor]]] = {}

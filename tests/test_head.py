@@ -13,6 +13,7 @@ import mpiconv
 from mpiconv.errors import ModelError, PlanError, UsageError
 from mpiconv.graph.trace import trace
 from mpiconv.partition import SCHEMES, Plan, Span, make_plan
+from mpiconv.partition.making import alone, fitted
 from tests.conftest import PICTURES
 from tests.conftest import mpiconv as run
 from tests.simulated import assert_close, run_split
@@ -145,7 +146,7 @@ def test_plans_of_version_1_are_read(net, gather):
     params = [{**param, "role": "head"} for layer in before[len(rest) :] for param in layer["params"]]
     older["graph"]["units"][-1]["layers"] = [*rest, {**head, "in_shapes": shapes, "params": params}]
     read = Plan.from_dict(older)
-    assert read.fitted(trace(model, PICTURE, batch=2).layers) == plan
+    assert fitted(read, trace(model, PICTURE, batch=2).layers) == plan
     images = torch.randn(2, *PICTURE)
     with mpiconv.distribute(model, Plan.from_dict({**older, **one_rank(read)})) as run_alone:
         assert_close(run_alone(images), model(images))
@@ -153,7 +154,7 @@ def test_plans_of_version_1_are_read(net, gather):
 
 def one_rank(plan: Plan) -> dict[str, object]:
     """What a plan says for one rank instead."""
-    data = plan.alone().to_dict()
+    data = alone(plan).to_dict()
     return {name: data[name] for name in ("schemes", "shares", "boxes")}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 
@@ -258,3 +259,19 @@ def test_a_rank_that_calls_for_something_else_says_what_rank_0_did():
             net.reset()
     with pytest.raises(MpiconvError, match="cannot be used any more"):
         net.collect()
+
+
+MOST_LINES = {ast.Module: 400, ast.ClassDef: 150, ast.FunctionDef: 60}
+
+
+def test_rooms_are_small():
+    """A reader has a module, a class and a function in view: docstrings count too."""
+    large = []
+    for path in sorted((ROOT / "mpiconv").rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text)):
+            first, last = getattr(node, "lineno", 1), getattr(node, "end_lineno", text.count("\n"))
+            lines = last - first + 1
+            if lines > MOST_LINES.get(type(node), lines):
+                large.append(f"{path.relative_to(ROOT)}: {getattr(node, 'name', 'the module')} has {lines} lines")
+    assert not large

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import mpiconv
 from mpiconv.graph.form import Param
-from mpiconv.job.team import Seat, Team
+from mpiconv.job.seats import Seat
+from mpiconv.job.team import Team
 from mpiconv.partition import Span, make_plan
 from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.weight_cache import WeightCache, hashes_of, users

@@ -35,6 +35,7 @@ from mpiconv.job.team import Team
 from mpiconv.job.world import default_timeout_s, join_world, leave, on_terminal
 from mpiconv.measure import Record
 from mpiconv.measure.results import write_results
+from mpiconv.partition.plan_text import idle
 from mpiconv.runtime.building import distribute
 from mpiconv.runtime.net import DistributedNet
 from mpiconv.runtime.settings import Settings
@@ -335,7 +336,7 @@ def _notes(arguments: argparse.Namespace, job: Job, crowd: list[str]) -> None:
     if job.plan.ranks == 1:
         notes.append("running on one rank; start more with: mpirun -n 2 mpiconv run ... (README: across devices)")
     units = len(job.plan.graph.body)
-    for rank, names in job.plan.idle.items():
+    for rank, names in idle(job.plan).items():
         where = "any unit" if len(names) == units else ", ".join(names)
         notes.append(f"rank {rank} has nothing to compute in {where}")
     if not job.info.trained:

@@ -44,6 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_split_options(parser)
     add_weights_from(parser)
     parser.add_argument("--plan", metavar="FILE", help="a plan saved by mpiconv plan, instead of --scheme and --shares")
+    _add_measuring(parser)
+    add_engine_options(parser)
+    add_rank_timeout(parser)
+    add_emulation_options(parser)
+    _add_output(parser)
+
+
+def _add_measuring(parser: argparse.ArgumentParser) -> None:
+    """How often, on how many threads, against what; the energy model."""
     measure = parser.add_argument_group("measuring")
     measure.add_argument(
         "--repeats",
@@ -78,9 +87,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PROFILE",
         help="paper, pi4, xavier-nx, laptop or FILE.toml:NAME (default: paper)",
     )
-    add_engine_options(parser)
-    add_rank_timeout(parser)
-    add_emulation_options(parser)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    """What is printed and written."""
     output = parser.add_argument_group("output")
     output.add_argument(
         "--name", metavar="TEXT", help="what to call this run in reports (default: model, scheme, ranks)"

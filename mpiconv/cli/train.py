@@ -63,6 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--no-shift", action="store_true", help="do not move the pictures by up to a tenth of their size")
     how.add_argument("--seed", type=whole, default=0, metavar="N", help="of all that is drawn (default: %(default)s)")
     how.add_argument("--threads", type=positive, default=1, metavar="N", help="torch threads per rank (default: 1)")
+    _add_output(parser)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    """What is printed and written."""
     output = parser.add_argument_group("output")
     output.add_argument(
         "--output",

@@ -13,7 +13,7 @@ from mpiconv.graph.calls import writes
 from mpiconv.graph.flops import flops_of
 from mpiconv.graph.form import Layer, Param, Shape
 from mpiconv.graph.layers import Map
-from mpiconv.graph.recorder import PREFIX
+from mpiconv.graph.noted import PREFIX
 from mpiconv.graph.tracers import Captured
 
 

@@ -19,8 +19,9 @@ import torch
 from torch import fx, nn
 
 from mpiconv.errors import ModelError
+from mpiconv.graph.noted import CannotRecordError
 from mpiconv.graph.outputs import tensors_in
-from mpiconv.graph.recorder import CannotRecordError, Recorder
+from mpiconv.graph.recorder import Recorder
 
 
 @dataclass(frozen=True)
@@ -149,11 +150,11 @@ def _recorded(module: nn.Module, model: nn.Module, shape: Sequence[int], tracer:
     stance = getattr(torch.compiler, "set_stance", None)
     with stance("force_eager") if stance is not None and _compiles(module) else nullcontext():
         returned = recorder.run(module, shape)
-    leaves = tuple(leaf for leaf in tensors_in(returned) if recorder.depends(leaf))
+    leaves = tuple(leaf for leaf in tensors_in(returned) if recorder.noted.depends(leaf))
     if isinstance(returned, torch.Tensor) and not leaves:
         leaves = (returned,)
-    recorder.graph.output(tuple(recorder.node_of(leaf) for leaf in leaves))
-    return Captured(recorder.graph, recorder.tensors, returned, leaves, tracer)
+    recorder.noted.graph.output(tuple(recorder.noted.node_of(leaf) for leaf in leaves))
+    return Captured(recorder.noted.graph, recorder.noted.tensors, returned, leaves, tracer)
 
 
 def _compiles(module: nn.Module) -> bool:

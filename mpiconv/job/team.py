@@ -4,49 +4,31 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import TracebackType
 
 from mpi4py import MPI
 
 from mpiconv.job.control import allgather_json, bcast_json
-from mpiconv.job.host import cores_here
 from mpiconv.job.progress import Progress
-from mpiconv.job.shared_memory import in_order, share
+from mpiconv.job.seats import Seat, find_seats
+from mpiconv.job.shared_memory import share
 from mpiconv.job.waiting import Waiting, meet, wait
 from mpiconv.job.watch import Place, Watch
 
 MEETING_TAG = 13
 
 
-@dataclass(frozen=True)
-class Seat:
-    """Where a rank runs.
-
-    ``host`` is its name; ``memory`` a number that ranks have in common that see the same memory; ``cores`` are the
-    numbers of those that it may use; ``ordered`` says whether others see its writes in their order.
-    """
-
-    host: str
-    memory: int
-    cores: tuple[int, ...]
-    ordered: bool
-
-
 class Team:
     """The ranks of a communicator. It owns what is made from it, and gives all of it back when it is closed.
 
-    ``Team.of`` makes one. Made from a team are ``twin``, the same ranks with messages that meet no others; ``part``,
-    some of its ranks; both are teams, and share its watch. ``shrink`` makes a team of the ranks that are left.
+    ``Team.of`` makes one; ``twin`` and ``part`` make teams from it that share its watch, ``shrink`` one that does not.
 
     Attributes
     ----------
     comm
         Its communicator, which nobody else uses.
-    watch
-        Looks after the long waits of this rank.
-    members
-        The numbers of its ranks as the watch counts them.
+    watch, members
+        Looks after the long waits of this rank; the numbers of the team's ranks as it counts them.
     seats
         Where each rank runs.
 
@@ -84,13 +66,7 @@ class Team:
         shared = MPI.Intracomm(own.Split_type(MPI.COMM_TYPE_SHARED))
         first = bcast_json(cls(shared, Watch(), range(shared.size)), team.rank)
         shared.Free()
-        mine = [first, MPI.Get_processor_name(), cores_here(), in_order()]  # hosts of a lab may be one machine
-        found = allgather_json(team, mine)
-        memories = [each[:2] for each in found]
-        team.seats = tuple(
-            Seat(host, memories.index(each[:2]), tuple(each[2]), each[3])
-            for host, each in zip(hosts, found, strict=True)
-        )
+        team.seats = find_seats(team, first, hosts)
         return team
 
     @property
@@ -117,9 +93,8 @@ class Team:
 
     def twin(self) -> Team:
         """The same ranks with a communicator of their own. Collective."""
-        made = Team(self._duplicate(), self.watch, self.members, self.seats)
-        self._made.append(made)
-        return made
+        self._made.append(Team(self._duplicate(), self.watch, self.members, self.seats))
+        return self._made[-1]
 
     def part(self, ranks: Sequence[int]) -> Team:
         """Some of its ranks as a team, made once all of them are there, and once only. Collective over them."""
@@ -143,7 +118,7 @@ class Team:
         return share(self, size)
 
     def progress(self, *, wanted: bool) -> Progress:
-        """What lets messages of this process move while it computes, while entered."""
+        """What lets messages move while this rank computes, while entered."""
         return Progress(wanted=wanted)
 
     def waiting(self, mode: str) -> Waiting:
@@ -186,8 +161,8 @@ class Team:
 
     def _meet(self, ranks: tuple[int, ...]) -> None:
         """Return once these ranks are there, so that a call that blocks in MPI has nobody to wait for."""
-        first, *others = ranks
-        place, note = Place("the start of an exchange", ranks), bytearray(1)
+        (first, *others), note = ranks, bytearray(1)
+        place = Place("the start of an exchange", ranks)
         for sent_by, sent_to in ((others, [first]), ([first], others)):
             if self.rank in sent_by:
                 wait(self, [self.comm.Isend(note, to, MEETING_TAG) for to in sent_to], place)

@@ -102,16 +102,7 @@ def load_model(
     """
     entry = _find(name)
     if entry is None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = build_own(name)
-        info = replace(info_of(model), name=name.rpartition(":")[2])
-        if weights is not None:
-            return _with_weights(model, info, weights, allow_nonfinite)
-        _finish(model, info)
-        if not allow_nonfinite:
-            check_finite(model.state_dict(), f"the model {name}")
-        return model
+        return _own_model(name, weights, seed, allow_nonfinite)
     if weights is None and pretrained and entry.weights and num_classes in (None, 10):
         weights = Path(__file__).with_name("pretrained") / entry.weights
     if weights is None:
@@ -126,6 +117,20 @@ def load_model(
             randomise(model, seed)
         return _finish(model, entry.info)
     return _with_weights(entry, replace(entry.info, name=name), weights, allow_nonfinite, num_classes)
+
+
+def _own_model(name: str, weights: str | Path | None, seed: int, allow_nonfinite: bool) -> nn.Module:
+    """A model of the user's, as ``load_model`` gives it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_own(name)
+    info = replace(info_of(model), name=name.rpartition(":")[2])
+    if weights is not None:
+        return _with_weights(model, info, weights, allow_nonfinite)
+    _finish(model, info)
+    if not allow_nonfinite:
+        check_finite(model.state_dict(), f"the model {name}")
+    return model
 
 
 def _with_weights(

@@ -2,7 +2,8 @@
 
 from mpiconv.partition.box import Box, Span, hull, normalised, split
 from mpiconv.partition.exchange import Exchange, Transfer
-from mpiconv.partition.plan import Plan, make_plan
+from mpiconv.partition.making import make_plan
+from mpiconv.partition.plan import Plan
 from mpiconv.partition.schemes import SCHEMES, scheme
 
 __all__ = [

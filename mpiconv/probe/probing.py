@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mpiconv
 from mpiconv.job.control import allgather_json
@@ -59,15 +59,7 @@ def probe(
         medium.round()
         progress()
     assert medium is not None  # noqa: S101 - there was a round
-    device = Device(
-        me["host"],
-        me["cores"],
-        me["threads"],
-        me["memory_bytes"],
-        {kind: shorter(value) for kind, value in speed.gflop_per_s().items()},
-        shorter(speed.weight_bytes_per_s()),
-        pace,
-    )
+    device = _device(me, speed, pace)
     fits = [(target, *fit) for target, fit in links.fits().items()]
     everyone = allgather_json(team, [vars(device), fits, speed.scatter(), links.scatter()])
     notes = [note for rank, (*_, speeds, rates) in enumerate(everyone) for note in _doubts(rank, speeds, rates)]
@@ -88,6 +80,19 @@ def probe(
         return replace(cluster, medium_reason=medium.unknown), notes
     kind = "shared" if ratio < SHARED_BELOW else "switch"
     return replace(cluster, medium=kind, medium_ratio=shorter(ratio)), notes
+
+
+def _device(me: dict[str, Any], speed: SpeedProbe, pace: float) -> Device:
+    """This rank's device as it was measured."""
+    return Device(
+        me["host"],
+        me["cores"],
+        me["threads"],
+        me["memory_bytes"],
+        {kind: shorter(value) for kind, value in speed.gflop_per_s().items()},
+        shorter(speed.weight_bytes_per_s()),
+        pace,
+    )
 
 
 def _doubts(rank: int, speeds: float, rates: float) -> list[str]:

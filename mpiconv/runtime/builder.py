@@ -120,10 +120,13 @@ class Builder:
         self.guard = Guard(settings.guard)
         self._units = LocalUnits(team.rank, self.weights, settings, model.modules, model.state)
 
-    def check(self, plan: Plan) -> None:
-        """Raise MpiconvError for a plan that cannot run here: for other ranks, or with maps that are too large."""
+    def check(self, plan: Plan, batch: int) -> None:
+        """Raise MpiconvError for a plan that cannot run here: for other ranks or batches, or with maps too large."""
         if plan.ranks != self._team.size:
             raise UsageError(f"the plan is for {counted(plan.ranks, 'rank')} and {self._team.size} are running")
+        if plan.batch != batch:
+            found = counted(plan.batch, "picture")
+            raise UsageError(f"the plan is for batches of {found}, and those that run have {batch}")
         check_sizes(self._schedule(plan))
 
     def build(self, plan: Plan, progress: Progress | None = None) -> Built:

@@ -20,7 +20,6 @@ from mpiconv.runtime.builder import Builder, Model
 from mpiconv.runtime.heap import settle_heap
 from mpiconv.runtime.net import DistributedNet
 from mpiconv.runtime.selfcheck import traced_for
-from mpiconv.runtime.session import Session
 from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.weights import Progress, check_state
 from mpiconv.words import counted
@@ -94,9 +93,9 @@ def _distribute(
     settings = _agreed(Settings(**about["settings"]), settings.pace, team)
     params = [param.key for unit in shared.graph.units for param in unit.params]
     builder = Builder(team, settings, known, params)
-    on_root(team, lambda: builder.check(shared))
+    on_root(team, lambda: builder.check(shared, shared.batch))
     built = builder.build(shared, progress)
-    return DistributedNet(Session(team, settings, builder, built), tracing_s)
+    return DistributedNet(team, settings, builder, built, tracing_s)
 
 
 def _agreed(settings: Settings, pace: float, team: Team) -> Settings:

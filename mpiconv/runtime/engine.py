@@ -34,7 +34,7 @@ class Engine:
     """
 
     def __init__(
-        self, team: Team, slots: Sequence[Slot], recorder: Recorder, wait: str, adopt: Callable[[], None]
+        self, team: Team, slots: Sequence[Slot], recorder: Recorder, wait: str, adopt: Callable[[], object]
     ) -> None:
         """``adopt`` does what is to be done where rank 0 orders that another plan be adopted."""
         self._team, self._recorder, self._adopt_as_ordered = team, recorder, adopt
@@ -58,10 +58,7 @@ class Engine:
             self._adopt_as_ordered()
 
     def frames(self, feed: Feed | None) -> Iterator[Any]:
-        """The outputs of all batches in order, and on all ranks the end of them.
-
-        Without a feed they are those that rank 0 orders before it orders something else, which is left.
-        """
+        """The outputs of all batches in order; without a feed until rank 0 orders something else, which is left."""
         ended = False
         while self._queue or not ended:
             while self._queue.idle and not ended and self._next_is_there():

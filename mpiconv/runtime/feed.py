@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any
 
 import torch
+
+from mpiconv.errors import UsageError
 
 Check = Callable[[torch.Tensor | None], torch.Tensor | None]
 
@@ -55,3 +59,24 @@ class Feed:
             self.error = error
             return None
         return images if images is None or self._copied is None else images.clone(memory_format=self._copied)
+
+
+class OpenStream:
+    """The stream that a network is in, if it is in one: there is one at a time, and other calls end it."""
+
+    def __init__(self) -> None:
+        self._stream: weakref.ref[Generator[Any, None, None]] | None = None
+
+    def begin(self, stream: Generator[Any, None, None]) -> None:
+        """It is in this one from now on, until its user leaves it."""
+        self._stream = weakref.ref(stream)
+
+    def end(self) -> None:
+        """Leave it: the batches under way are finished. Raises UsageError where one of its batches asks for that."""
+        stream = self._stream() if self._stream is not None else None
+        self._stream = None
+        if stream is not None:
+            try:
+                stream.close()
+            except ValueError:
+                raise UsageError("the network was used from within the batches of its own stream") from None

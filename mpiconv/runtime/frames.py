@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from time import perf_counter
 from typing import Any
 
@@ -57,11 +58,33 @@ class Step:
     where: Where
 
 
+class Entry(Enum):
+    """When the next frame may come into a slot that a frame is in."""
+
+    AFTER = "once the frame is through"
+    BEFORE_LAST = "before the frame's last unit, the picture having been sent"
+    EARLY = "before the frame's last unit; the picture is still being sent while the root computes"
+
+
 class Slot:
     """The buffers, messages and steps of one frame; several frames under way have one each.
 
-    ``team`` is the slot's own, so that the messages of frames cannot be taken for each other's; ``ahead`` says that the
-    next frame may come in before this one's last unit.
+    Attributes
+    ----------
+    team
+        The slot's own, so that the messages of frames cannot be taken for each other's.
+    exchangers
+        What moves each map, by the number of the unit that makes it; its parts in order.
+    steps
+        What this rank does, unit by unit.
+    entry
+        When the next frame may come in.
+    gate
+        Shut while the last unit of the frame before has yet to read what the next one would write over.
+    unread
+        The exchangers of maps in which the output of the frame before may lie, until the next frame comes.
+    takes_any_order
+        Whether a picture may lie in memory in any order.
     """
 
     def __init__(
@@ -74,6 +97,7 @@ class Slot:
         *,
         ahead: bool = False,
     ) -> None:
+        """``ahead``: the next frame may come in before this one's last unit, where that can be."""
         plan = schedule.plan
         self.team, self.schedule, self.plan, self.memory = team, schedule, plan, memory
         self.exchangers: dict[int, tuple[Exchanger, ...]] = {}
@@ -84,21 +108,22 @@ class Slot:
                 if source not in self.exchangers and name in (move.medium, ByMessages.name)
             }
             self.exchangers |= carrier.exchangers(moves, plan.batch, team, memory, wire) if moves else {}
-        picture = self.exchangers.get(PICTURE, ())
+        self.gate, self.unread = Gate(), tuple[Exchanger, ...]()
         self.sharing = any(found[0].lends for found in self.exchangers.values())
-        self._turning = any(e.any_order for e in picture)
-        self._unread: tuple[Exchanger, ...] = ()
-        self._gate = Gate()
-        self._buffers = {
+        self.takes_any_order = any(e.any_order for e in self.exchangers.get(PICTURE, ()))
+        self.buffers = {
             e.buffer.data_ptr() for found in self.exchangers.values() for e in found if e.buffer is not None
         }
         self.steps = [self._step(u, found) for u, found in enumerate(computes)]
-        last = self.steps[-1]
-        sent = any(e.messages for e in picture)
-        alone = not last.shared and not last.early and PICTURE not in plan.graph.units[-1].inputs
-        self._ahead = ahead and sent and alone
-        holds = bool(picture) and all(e.holds for e in picture)
-        self._leaves = self._ahead and holds and MPI.Query_thread() == MPI.THREAD_MULTIPLE  # moves while it computes
+        self.entry = self._entry() if ahead else Entry.AFTER
+
+    def _entry(self) -> Entry:
+        picture, last = self.exchangers.get(PICTURE, ()), self.steps[-1]
+        alone = not last.shared and not last.early and PICTURE not in self.plan.graph.units[-1].inputs
+        if not alone or not any(e.messages for e in picture):
+            return Entry.AFTER
+        moves_meanwhile = all(e.holds for e in picture) and MPI.Query_thread() == MPI.THREAD_MULTIPLE
+        return Entry.EARLY if moves_meanwhile else Entry.BEFORE_LAST
 
     def close(self) -> None:
         """Give back messages."""
@@ -122,7 +147,7 @@ class Slot:
         into = [e for found in written.values() for e in found]
         room: list[Awaitable] = [e.room for e in into if e.room is not None and e.room.places]
         if any(written.get(i) for i in plan.graph.units[-1].inputs):
-            room.append(self._gate)
+            room.append(self.gate)
         finished = tuple(i for i in dict.fromkeys(unit.inputs) if plan.graph.consumers(i)[-1] == index)
         read = [e for i in finished for e in self.exchangers.get(i, ()) if e.lends]
         exchanges = tuple(i for i in incoming if not all(e.idle for e in self.exchangers[i]))
@@ -143,83 +168,98 @@ class Slot:
         return tuple(found)
 
     def run(self, images: torch.Tensor | None) -> Generator[Awaited, None, tuple[Any, list[float]]]:
-        """One frame: yields what it has to wait for whenever it has to; returns output and stamps.
+        """One frame, as ``Passage`` does it."""
+        return Passage(self, images).run()
 
-        With ``ahead`` it also yields before its last unit: the next frame may come in then, and go on up to where it
-        would write over what this unit reads. What the root sends of the picture travels while it computes.
+
+class Passage:
+    """One frame on its way through a slot.
+
+    ``maps`` are those that are read later, ``pending`` what has to be awaited of the exchanges that are under way.
+    """
+
+    def __init__(self, slot: Slot, images: torch.Tensor | None) -> None:
+        self._slot = slot
+        self.maps: dict[int, torch.Tensor | None] = {PICTURE: images}
+        self.pending: dict[int, Awaited] = {}
+
+    def run(self) -> Generator[Awaited, None, tuple[Any, list[float]]]:
+        """Do it: yields what it has to wait for whenever it has to; returns output and stamps.
+
+        Where the slot's ``entry`` says so it also yields before its last unit: the next frame may come in then, and go
+        on up to where it would write over what this unit reads.
         The output is the head's on the root, None elsewhere. Stamped are the start of the frame and, of every unit, the
         ends of its exchange and of its computing, which is where the next one starts.
         """
-        pending: dict[int, Awaited] = {}
+        slot, maps = self._slot, self.maps
         output: Any = None
         stamps = [perf_counter()]
-        for read in self._unread:
+        for read in slot.unread:
             read.release()
-        if images is not None and not self._turning:  # faster than oneDNN would inside the first convolution
-            images = images.contiguous(memory_format=self.memory.format)
-        maps: dict[int, torch.Tensor | None] = {PICTURE: images}
-        for index, step in enumerate(self.steps):
+        images = maps[PICTURE]
+        if images is not None and not slot.takes_any_order:  # faster than oneDNN would inside the first convolution
+            maps[PICTURE] = images.contiguous(memory_format=slot.memory.format)
+        for index, step in enumerate(slot.steps):
             if step.exchanges or step.room:
-                yield from self._exchanged(step, maps, pending)
+                yield from self._exchanged(step)
             stamps.append(perf_counter())
-            if self._ahead and index == len(self.steps) - 1:
-                yield from self._before_last(maps, pending)
+            if index == len(slot.steps) - 1 and slot.entry is not Entry.AFTER:
+                yield from self._before_last()
             if step.early:
-                pending[index] = Awaited()
+                self.pending[index] = Awaited()
             for number, piece in enumerate(step.pieces):
                 inputs = [_part(maps[source], where) for source, where in piece.inputs]
                 output = None if piece.compute is None else piece.compute(*inputs)
                 if step.early:
-                    pending[index] += step.early[number].start(output)
+                    self.pending[index] += step.early[number].start(output)
             maps[index] = output
             for source in step.finished:
                 del maps[source]
-            if step.shared and index < len(self.steps) - 1:
+            if step.shared and index < len(slot.steps) - 1:
                 maps[index] = _apart(output, step.shared)
                 for read in step.shared:
                     read.release()
             stamps.append(perf_counter())
-        self._gate.open = True
-        self._unread = self.steps[-1].shared  # the output may still lie there
+        slot.gate.open = True
+        slot.unread = slot.steps[-1].shared  # the output may still lie there
         return output, stamps
 
-    def _exchanged(
-        self, step: Step, maps: dict[int, torch.Tensor | None], pending: dict[int, Awaited]
-    ) -> Generator[Awaited, None, None]:
+    def _exchanged(self, step: Step) -> Generator[Awaited, None, None]:
         """The exchanges before a step: started if not under way yet, and awaited as far as something comes in."""
+        slot = self._slot
         taken = [flags for flags in step.room if not flags.reached()]
         if taken:
             yield Awaited([], taken, place=step.where)
         awaited = Awaited(place=step.where)
         for source in step.exchanges:
-            found = pending.pop(source) if source in pending else self.exchangers[source][0].start(maps[source])
-            if source == PICTURE and self._leaves:
-                pending[source] = found
+            started = source in self.pending
+            found = self.pending.pop(source) if started else slot.exchangers[source][0].start(self.maps[source])
+            if source == PICTURE and slot.entry is Entry.EARLY:
+                self.pending[source] = found
             else:
                 awaited += found
         if awaited and not awaited.done():
             yield awaited
         for source in step.exchanges:
-            for exchanger in self.exchangers[source]:
-                maps[source] = exchanger.finish()
+            for exchanger in slot.exchangers[source]:
+                self.maps[source] = exchanger.finish()
 
-    def _before_last(
-        self, maps: dict[int, torch.Tensor | None], pending: dict[int, Awaited]
-    ) -> Generator[Awaited, None, None]:
-        """The picture has been sent, nothing but what the gate guards is read from now on: the next frame may come in.
+    def _before_last(self) -> Generator[Awaited, None, None]:
+        """The picture has been sent, from here on only buffers behind the gate are read: the next frame may come in.
 
         A map that is a view of another one, in the buffer of that one's exchange, is copied.
         """
-        for source in self.plan.graph.units[-1].inputs:
-            tensor, found = maps[source], self.exchangers.get(source, ())
+        slot, maps = self._slot, self.maps
+        for source in slot.plan.graph.units[-1].inputs:
+            tensor, found = maps[source], slot.exchangers.get(source, ())
             guarded = {e.buffer.data_ptr() for e in found if e.buffer is not None}
-            if tensor is not None and tensor.untyped_storage().data_ptr() in self._buffers - guarded:
+            if tensor is not None and tensor.untyped_storage().data_ptr() in slot.buffers - guarded:
                 maps[source] = tensor.clone()
-        sent = pending.pop(PICTURE, Awaited())
-        sent.place = self.steps[-1].where
+        sent = self.pending.pop(PICTURE, Awaited())
+        sent.place = slot.steps[-1].where
         if not sent.done():
             yield sent
-        self._gate.open = False
+        slot.gate.open = False
         yield Awaited(last=True)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from mpiconv.graph.outputs import tensors_in
+from mpiconv.job.control import allgather_json
+from mpiconv.job.team import Team
 from mpiconv.partition import Plan
 from mpiconv.runtime.frames import Compute
 
@@ -50,6 +52,12 @@ class Guard:
             wanted = self.mode == "on" or (self.mode == "auto" and seconds < WORTH * plan.batch * flops / FLOPS_PER_S)
             guarded.append([self._looking(c, index, unit.name) if wanted and c else c for c in pieces])
         return guarded
+
+    def first(self, team: Team) -> str:
+        """The unit and rank of the first output of all ranks that was not finite; empty for none. Collective."""
+        everywhere = allgather_json(team, [*self.found, team.rank] if self.found is not None else None)
+        first = min((tuple(each) for each in everywhere if each is not None), default=None)
+        return "" if first is None else f"unit {first[2]} on rank {first[3]}"
 
     def _looking(self, compute: Compute, index: int, name: str) -> Compute:
         calls = 0

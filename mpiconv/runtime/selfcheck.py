@@ -17,6 +17,7 @@ from mpiconv.graph.outputs import Difference, tensors_in
 from mpiconv.graph.trace import Traced, trace
 from mpiconv.models.slices import rows_of
 from mpiconv.partition import SCHEMES, Box, Plan, make_plan
+from mpiconv.partition.making import fitted
 from mpiconv.partition.receptive import unit_needs
 from mpiconv.runtime.compute.local import LocalUnit
 from mpiconv.runtime.compute.operations import WholeUnit
@@ -52,7 +53,7 @@ def traced_for(model: nn.Module, plan: Plan, *, check: bool = True) -> tuple[Tra
     """
     picture = plan.graph.input_shape
     found = trace(model, picture, batch=plan.batch)
-    fitting = plan.fitted(found.layers)
+    fitting = fitted(plan, found.layers)
     problem = _problem(model, found, fitting.graph, plan.batch) if check else ""
     if problem and found.tracer == "run":
         found = trace(model, picture, batch=plan.batch, tracer="export")
@@ -66,7 +67,7 @@ def traced_for(model: nn.Module, plan: Plan, *, check: bool = True) -> tuple[Tra
 def _planned_anew(plan: Plan, traced: Traced) -> Plan:
     """The plan for what another tracer found, made anew where that has other layers."""
     try:
-        return plan.fitted(traced.layers)
+        return fitted(plan, traced.layers)
     except PlanError:
         if plan.scheme not in SCHEMES or plan.gather not in GATHERS:
             raise

@@ -1,174 +1,170 @@
-"""A network on a team, from its first plan to its end: what runs, what was measured, whether it can still be used."""
+"""A network on a team from its first plan to its end: what its ranks do between frames."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
-from typing import Any
+from types import TracebackType
 
-from mpiconv.errors import MpiconvError, UsageError, reason
+from mpiconv.errors import UsageError
 from mpiconv.job.control import allgather_json, bcast_json
 from mpiconv.job.team import Team
 from mpiconv.job.waiting import meet
 from mpiconv.measure import Record
 from mpiconv.partition import Plan
+from mpiconv.partition.making import fitted
 from mpiconv.partition.schemes import ROOT
 from mpiconv.runtime.builder import Builder, Built
-from mpiconv.runtime.engine import Engine, mismatch
-from mpiconv.runtime.feed import Feed
-from mpiconv.runtime.orders import TOLD, Kind, Order
+from mpiconv.runtime.engine import Engine
+from mpiconv.runtime.feed import OpenStream
+from mpiconv.runtime.health import Health
+from mpiconv.runtime.orders import Kind, Order
 from mpiconv.runtime.recording import Recorder
 from mpiconv.runtime.settings import Settings
-from mpiconv.words import counted
 
 
 class Session:
-    """What ranks do together with one network. All of it is collective, as ``DistributedNet`` says.
+    """A network that runs split over ranks: which plan it runs, what was measured, whether it can still be used.
 
     Attributes
     ----------
-    built
-        The plan that runs, made ready on this rank.
-    received_bytes, stored_bytes
-        B of weights that came to each rank in messages, and that each read from its own disk, since the start.
+    team, settings
+        The ranks that it runs on, and how; ``wait`` is what ``auto`` came to.
+    plan, weight_bytes
+        The plan that it runs, and the B of weights that this rank computes with; the root's are views of the model.
+    sharing, overlapped
+        Whether this rank exchanges maps with others of its host through memory that they share, and the units whose
+        output is sent piece by piece while the rest is computed.
+    no_meter
+        Why this rank's host has no power meter; empty if it has, or if another rank looks after it.
+    tracing_s
+        s that the root took to trace the model and to compare what was traced with it.
+    weights_received_bytes, weights_stored_bytes
+        B of weights that came to each rank in messages since the start, and that each read from its own disk instead.
     """
 
-    def __init__(self, team: Team, settings: Settings, builder: Builder, built: Built) -> None:
-        self.team, self.settings, self.builder, self.built = team, settings, builder, built
-        self._broken = ""
-        self.recorder = Recorder(team, built)
-        self.engine = Engine(team, built.slots, self.recorder, settings.wait, self._adopt_as_ordered)
-        self._progress = team.progress(wanted=self._wants_progress(built))
-        self._count_weights()
+    def __init__(self, team: Team, settings: Settings, builder: Builder, built: Built, tracing_s: float) -> None:
+        self.team, self.settings, self.tracing_s = team, settings, tracing_s
+        self._builder = builder
+        self._open = OpenStream()
+        self._recorder = Recorder(team, built)
+        self.no_meter = self._recorder.no_meter
+        self._engine = Engine(team, built.slots, self._recorder, settings.wait, self._adopt)
+        self._health = Health(team)
+        self._take(built)
         self._forget()
 
-    def _count_weights(self) -> None:
-        weights = self.builder.weights
-        everywhere = allgather_json(self.team, [weights.received_bytes, weights.stored_bytes])
-        self.received_bytes, self.stored_bytes = (tuple(each) for each in zip(*everywhere, strict=True))
+    def _take(self, built: Built) -> None:
+        """Have a plan that was built be the one that runs. Collective."""
+        self._built, self.plan, self.weight_bytes = built, built.plan, built.weight_bytes
+        self.overlapped, self.sharing = built.overlapped, built.slots[0].sharing
+        self._health.progress.want(built.messages and (bool(built.overlapped) or self.settings.in_flight > 1))
+        weights = self._builder.weights
+        moved = allgather_json(self.team, [weights.received_bytes, weights.stored_bytes])
+        self.weights_received_bytes, self.weights_stored_bytes = (tuple(each) for each in zip(*moved, strict=True))
 
     @property
     def record(self) -> Record:
-        """What this rank measured since the last reset, its times on its own clock."""
-        return self.recorder.record(self.settings.pace)
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """What ranks do together: an exception on one is told to the others, who would wait for it."""
-        if self._broken:
-            raise MpiconvError(f"this network cannot be used any more: {self._broken}")
-        try:
-            with self._progress:
-                yield
-        except BaseException as error:
-            self.fail(error)
-            raise
-
-    def fail(self, error: BaseException) -> None:
-        """Have the network never be used again, and tell the other ranks; nothing where it is so already."""
-        if not self._broken:
-            self._broken = reason(error, self.team.rank)
-            self.team.watch.failed(error)
-
-    def stream(self, feed: Feed) -> Generator[Any, None, None]:
-        """The outputs of all batches of a feed, after a first None; leaving it early finishes those under way."""
-        frames = self._frames(feed)
-        try:
-            yield None
-            for output in frames:  # noqa: UP028 - to close this must not close the frames under way
-                yield output
-        except BaseException:
-            feed.end()
-            for _ in frames:
-                pass
-            raise
-        if feed.error is not None:
-            raise feed.error
-
-    def _frames(self, feed: Feed) -> Iterator[Any]:
-        with self.together():
-            yield from self.engine.frames(feed)
-
-    def obey(self, kind: Kind) -> bool:
-        """Do what rank 0 ordered between frames; False where that was to dismiss this rank. Not on rank 0."""
-        self.engine.orders.take()
-        if kind is Kind.RESET:
-            self._forget()
-        elif kind is Kind.COLLECT:
-            self.recorder.collect(self.record, self.settings.dilation)
-        elif kind is Kind.REFUSED:
-            bcast_json(self.team, "", what=TOLD.name)
-        elif kind is not Kind.DISMISS:
-            raise mismatch(kind, Kind.DISMISS)
-        return kind is not Kind.DISMISS
-
-    def adopt(self, plan: Plan) -> int:
-        """Run another plan from the next frame on; B of weights that travelled for it. On rank 0.
-
-        Raises MpiconvError for a plan that cannot run here; the one that ran goes on.
-        """
-        fitting = plan.fitted(self.built.plan.graph)
-        if fitting.batch != self.built.plan.batch:
-            raise UsageError(
-                f"the plan is for batches of {counted(fitting.batch, 'picture')}, and those that run have "
-                f"{self.built.plan.batch}"
-            )
-        self.builder.check(fitting)
-        with self.together():
-            self.engine.drain()
-            self.engine.orders.give(Order(Kind.ADOPT))
-            return self._adopt(fitting)
-
-    def _adopt_as_ordered(self) -> None:
-        self._adopt(None)
-
-    def _adopt(self, plan: Plan | None) -> int:
-        shared = Plan.from_dict(bcast_json(self.team, None if plan is None else plan.to_dict(), what="another plan"))
-        before = sum(self.received_bytes)
-        self.built.close()
-        self.built = self.builder.build(shared if plan is None else plan)
-        self.engine.adopt(self.built.slots)
-        self.recorder.adopt(self.built)
-        self._progress.want(self._wants_progress(self.built))
-        self._count_weights()
-        self._forget()
-        return int(sum(self.received_bytes) - before)
-
-    def reset(self) -> None:
-        """Forget what was measured, compare clocks, start power meters."""
-        with self.together():
-            self.engine.agree(Kind.RESET)
-            self._forget()
-
-    def _forget(self) -> None:
-        self.engine.number = 0
-        self.recorder.reset()
+        """What this rank measured since the last ``reset``, its times on its own clock."""
+        return self._recorder.record(self.settings.pace)
 
     def collect(self) -> Record | None:
-        """The record of all ranks on rank 0."""
-        with self.together():
-            self.engine.agree(Kind.COLLECT)
-            return self.recorder.collect(self.record, self.settings.dilation)
+        """The record of all ranks on rank 0, its times on the root's clock; None on the others. Collective.
+
+        What is measured afterwards is added to it, until a ``reset``.
+        """
+        self._open.end()
+        with self._health.together():
+            self._engine.agree(Kind.COLLECT)
+            return self._recorder.collect(self.record, self.settings.dilation)
+
+    def reset(self) -> None:
+        """Forget what was measured so far (the warm-up, say), compare clocks, start power meters. Collective."""
+        self._open.end()
+        with self._health.together():
+            self._engine.agree(Kind.RESET)
+            self._forget()
+
+    def adopt(self, plan: Plan | None = None) -> int:
+        """Run another plan from the next picture on. On rank 0; the other ranks do it in the call that they are in.
+
+        Also in the midst of a ``stream``: the batches under way are finished, their outputs come as before, and the
+        stream goes on. Only rows of weights travel that a rank needs and does not have; units of which a rank does what
+        it did stay as they are. What was measured is forgotten, as by ``reset``.
+
+        Parameters
+        ----------
+        plan
+            For the same network, ranks and batch. On other ranks the call does nothing, whatever it is given.
+
+        Returns
+        -------
+        int
+            On rank 0 the B of weights that travelled between ranks, counted; 0 on the others.
+
+        Raises
+        ------
+        MpiconvError
+            On rank 0 for a plan that cannot run here: the one that ran goes on. Or a rank failed meanwhile.
+
+        Examples
+        --------
+        >>> for number, output in enumerate(net.stream(batches)):
+        ...     if number == 10:
+        ...         net.adopt(mpiconv.make_plan(model, (1, 3, 224, 224), "kpm", 2, shares=(0.4, 0.6)))
+        """
+        if not self._is_root:
+            return 0
+        if plan is None:
+            raise UsageError("rank 0 has to pass the plan to adopt")
+        fitting = fitted(plan, self.plan.graph)
+        self._builder.check(fitting, self.plan.batch)
+        with self._health.together():
+            self._engine.drain()
+            self._engine.orders.give(Order(Kind.ADOPT))
+            return self._adopt(fitting)
+
+    def _adopt(self, plan: Plan | None = None) -> int:
+        """Have the plan run that rank 0 has, once no frame is under way; B of weights that travelled. Collective."""
+        found = bcast_json(self.team, None if plan is None else plan.to_dict(), what="another plan")
+        before = sum(self.weights_received_bytes)
+        self._built.close()
+        built = self._builder.build(Plan.from_dict(found) if plan is None else plan)
+        self._engine.adopt(built.slots)
+        self._recorder.adopt(built)
+        self._take(built)
+        self._forget()
+        return int(sum(self.weights_received_bytes) - before)
+
+    def first_not_finite(self) -> str:
+        """The unit and rank of the first output that was not finite, of those guarded; empty if none. Collective."""
+        return self._builder.guard.first(self.team)
 
     def close(self) -> None:
-        """Give all back, together where nothing went wrong."""
-        if not self._broken:
-            with self.together():
-                self.engine.agree(Kind.CLOSE)
-                meet(self.team, "the end of the network")
-                self.engine.orders.close()
-                self.built.close()
-                self.builder.close()
-                self.team.close()
-        self.engine.adopt(())
-        self.recorder.close()
-        self._broken = self._broken or "it was closed"
+        """Give back communicators, messages and shared memory; the network cannot be used any more. Collective.
 
-    def _wants_progress(self, built: Built) -> bool:
-        """Whether messages have to move while this rank computes."""
-        return built.messages and (bool(built.overlapped) or self.settings.in_flight > 1)
+        Also done at the end of ``with distribute(...) as net``.
+        """
+        self._open.end()
+        if not self._health.broken:
+            with self._health.together():
+                self._engine.agree(Kind.CLOSE)
+                meet(self.team, "the end of the network")
+                self._engine.orders.close()
+                self._built.close()
+                self._builder.close()
+                self.team.close()
+        self._engine.adopt(())
+        self._recorder.close()
+        self._health.broken = self._health.broken or "it was closed"
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is not None:
+            self._health.fail(error)
+        self.close()
+
+    def _forget(self) -> None:
+        self._engine.number = 0
+        self._recorder.reset()
 
     @property
-    def is_root(self) -> bool:
-        """Whether this is rank 0."""
+    def _is_root(self) -> bool:
         return self.team.rank == ROOT

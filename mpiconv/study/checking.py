@@ -13,6 +13,7 @@ from torch import nn
 from mpiconv.errors import MpiconvError
 from mpiconv.graph.outputs import Difference, tensors_in
 from mpiconv.partition import Plan
+from mpiconv.partition.making import alone
 from mpiconv.runtime.building import distribute
 from mpiconv.runtime.exchange.wire import WIRES
 from mpiconv.runtime.settings import Settings
@@ -58,7 +59,7 @@ def compared(
     if settings.compute != "eager":
         cut = tuple(unit.name for index, unit in enumerate(plan.graph.body) if plan.cuts_channels(index))
         own = Settings(compute=settings.compute, selfcheck=False, as_slices=cut)
-        unsplit = distribute(model, plan.alone(), settings=own)
+        unsplit = distribute(model, alone(plan), settings=own)
     for index, output in enumerate(checked):
         images = batches(index)
         with torch.inference_mode():
