@@ -98,7 +98,7 @@ class Layer:
         return 2 * (read[0] // self.groups) * self.kernel[0] * self.kernel[1] * made[0] * made[1] * made[2]
 
     def flops_of(self, elements: int) -> int:
-        """FLOPs for so many elements of the output; for a transposed conv their share of the whole."""
+        """FLOPs to compute this number of output elements; of a transposed convolution their share of the whole."""
         channels, rows, columns = self.out_shape
         return self.flops * elements // (channels * rows * columns)
 

@@ -91,7 +91,7 @@ def gather_of(graph: Graph) -> str:
 
 
 def head_units(graph: Graph) -> frozenset[int]:
-    """The units of the body that make up a classifier: fully connected ones, and what reads nothing but their output.
+    """The units of the body that make up a classifier: fully connected ones, and those that read only their output.
 
     A fully connected layer in the midst of a network, as in squeeze-and-excitation blocks, is one too.
     """

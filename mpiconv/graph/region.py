@@ -48,7 +48,7 @@ class Region:
 
 
 def cut(captured: Captured, values: Mapping[fx.Node, Any], wanted: fx.Node, skip: fx.Node | None = None) -> Region:
-    """The region that computes a node, or the model's output, from maps; a value of ``skip`` is not looked at."""
+    """The operations that compute a node, or the model's output, from maps; the value of ``skip`` does not count."""
     members: set[fx.Node] = set()
     stack = [wanted]
     while stack:
@@ -94,7 +94,7 @@ def _ordered(graph: fx.Graph, node: fx.Node, order: str) -> fx.Node:
 
 
 def whole_layer(name: str, region: Region, shapes: Sequence[Shape], made: Any, batch: int) -> Layer | None:
-    """The region as one layer that makes a map, None where what it makes, without values ``made``, is none."""
+    """The region as one layer, if its output is a map; ``made`` is that output without values. Else None."""
     if not region.sources or not isinstance(made, torch.Tensor) or made.dim() != 4 or made.dtype != torch.float32:
         return None
     pictures, channels, rows, columns = (int(length) for length in made.shape)

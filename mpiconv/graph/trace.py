@@ -270,7 +270,7 @@ _AS_MAP: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def _unchanged(walk: _Walk, moved: Moved) -> Map | None:
-    """The map itself, where nothing but the order of its axes has changed, or it was flattened for a linear layer."""
+    """The map itself, if only the order of its axes has changed, or if it was flattened for a linear layer."""
     if torch.equal(moved.value, numbered(moved.source.shape, walk.batch).flatten(1)):
         return Map(moved.source.step, moved.source.shape, "nc")
     for order, back in _AS_MAP.items():

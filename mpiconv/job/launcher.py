@@ -1,4 +1,4 @@
-"""The mpirun that started this process: a way to its stderr once it forwards nothing more."""
+"""A way to the stderr of the mpirun that started this process, for when it no longer forwards ours."""
 
 from __future__ import annotations
 

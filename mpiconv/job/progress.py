@@ -25,7 +25,7 @@ class Progress:
         self._depth = 0
 
     def want(self, wanted: bool) -> None:
-        """Look from now on, or no more."""
+        """Switch it on or off, also while entered."""
         active = wanted and MPI.Query_thread() == MPI.THREAD_MULTIPLE
         if self._depth and active != self.active:
             self._stop()

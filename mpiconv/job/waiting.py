@@ -1,4 +1,4 @@
-"""How a rank waits for others: spinning, or asleep where ranks share cores; a long wait is the watch's."""
+"""How a rank waits for others: spinning, or asleep where ranks share cores. Long waits are reported to the watch."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Awaited:
 
 
 class Waiting:
-    """Waits for what a frame has to wait for, and shows the watch every wait that is not short.
+    """Waits for messages and flags, and reports every wait that is not short to the watch.
 
     Spinning answers soonest and keeps a core busy; asleep, a rank looks every ``NAP_S`` and leaves its core to others
     and to the battery. ``patient`` spins for a moment, then sleeps: for what happens once.

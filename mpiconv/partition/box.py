@@ -40,7 +40,7 @@ class Span:
         return Span(min(self.lo, other.lo), max(self.hi, other.hi))
 
     def wider(self, around: tuple[int, int]) -> Span:
-        """The span with so many indices more before and after it."""
+        """The span with ``around[0]`` indices more before it and ``around[1]`` more after it."""
         return Span(self.lo - around[0], self.hi + around[1])
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What tells two networks apart: the first thing that differs, in words."""
+"""The first difference between two networks, in words."""
 
 from __future__ import annotations
 

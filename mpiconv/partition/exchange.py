@@ -60,7 +60,7 @@ class Exchange:
         return "sendrecv" if all(self._is_halo(t) for t in self.transfers) else "p2p"
 
     def part(self, owned: Sequence[Box]) -> Exchange:
-        """What of this exchange can be sent once the ranks have computed only ``owned`` of what they own."""
+        """The part of this exchange that can be sent once each rank has computed the part ``owned`` of its box."""
         cut = (Transfer(t.source, t.target, t.box & owned[t.source]) for t in self.transfers)
         return Exchange(tuple(owned), self.needed, tuple(t for t in cut if t.box), self.pattern)
 

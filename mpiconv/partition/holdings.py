@@ -26,7 +26,7 @@ def tensor_of(param: Param) -> Param:
 
 
 def rows_needed(unit: Unit, box: Box) -> Iterator[tuple[int, Param, Span]]:
-    """What a rank computes ``box`` of a unit with: the number of the layer, a tensor of it, and which of its rows."""
+    """Which rows of which tensors ``box`` of a unit needs, as (number of the layer, tensor, rows)."""
     for number, (layer, part) in enumerate(zip(unit.layers, layer_boxes(unit, box), strict=True)):
         for param in () if layer.opaque else layer.params:
             yield number, param, part.channels
@@ -55,7 +55,7 @@ def holdings(plan: Plan) -> dict[Param, tuple[Span, ...]]:
 
 
 def travels(had: Holdings, wanted: Holdings) -> dict[Param, Exchange]:
-    """For each tensor that is wanted who sends which rows to whom: as a map (rows, 1, numbers of a row) is exchanged.
+    """Who sends which rows of each tensor to whom; a tensor is exchanged like a map of shape (rows, 1, row length).
 
     A rank keeps what it has of what it wants; the rest comes from the nearest rank that has it.
     """

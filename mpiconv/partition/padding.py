@@ -44,7 +44,7 @@ def edges(layer: Layer, box: Box, held: Box) -> tuple[tuple[int, int], tuple[int
 def conv_padding(
     layer: Layer, box: Box, held: Box, *, slow_at_edges: bool
 ) -> tuple[tuple[int, int], tuple[Pair, Pair]]:
-    """What the convolution pads by itself - an axis that is whole and evenly padded - and what is padded before it."""
+    """Which axes the convolution pads by itself (whole and evenly padded ones), and what has to be padded before it."""
     inside, around = [0, 0], [(0, 0), (0, 0)]
     for axis, edge in enumerate(edges(layer, box, held)):
         before, after = layer.padding[axis]

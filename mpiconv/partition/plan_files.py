@@ -1,4 +1,4 @@
-"""Plans as JSON, read with suspicion: a file may say anything."""
+"""Plans as JSON; what is read is checked, since a file may say anything."""
 
 from __future__ import annotations
 

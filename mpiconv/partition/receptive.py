@@ -37,7 +37,7 @@ def listed(span: Span, index: Sequence[Sequence[int]]) -> Span:
 
 
 def clip(span: Span, length: int) -> Span:
-    """The part of a span that lies in a map of so many rows; the nearest row where it is all padding."""
+    """The part of a span that lies in a map with ``length`` rows; the nearest row if it lies in the padding alone."""
     row = min(max(span.lo, 0), length - 1)
     return span & Span(0, length) or Span(row, row + 1)
 
@@ -102,7 +102,7 @@ def _along(layer: Layer, axis: int, length: int, span: Span) -> Span:
 
 
 def _channels(layer: Layer, count: int, before: int, span: Span) -> Span:
-    """Channels of an input that has so many, behind ``before`` others, for those of the output."""
+    """Which of an input's ``count`` channels the output channels ``span`` read; ``before`` it come those of others."""
     if layer.kind == "concat":
         return Span(span.lo - before, span.hi - before) & Span(0, count)
     if layer.kind in ("add", "binary"):

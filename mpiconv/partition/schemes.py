@@ -72,7 +72,7 @@ def alone_on(rank: int) -> str:
 
 
 def by_channels(unit: Unit, shares: Sequence[float], pieces: int = 0, within: Box | None = None) -> list[Box]:
-    """A slice of the unit's channels for every rank, each of so many equal pieces (0: channel by channel).
+    """A slice of the unit's channels for every rank, cut at borders of ``pieces`` equal parts (0: anywhere).
 
     A fully connected layer's are always cut at multiples of ``FEATURES``.
     """

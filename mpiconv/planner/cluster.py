@@ -81,7 +81,7 @@ class Link:
         _above_zero(where, "beta_bytes_per_s", self.beta_bytes_per_s)
 
     def seconds(self, payload_bytes: float) -> float:
-        """How long a message of so many B takes, alone on the link."""
+        """How long a message of this size in B takes, in s, alone on the link."""
         return self.alpha_s + payload_bytes / self.beta_bytes_per_s
 
 

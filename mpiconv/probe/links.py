@@ -35,7 +35,7 @@ SHARED_BELOW = 0.75
 
 
 def send_timed(comm: MPI.Intracomm, target: int, size: int) -> float:
-    """Seconds from the start of a message of so many B to its acknowledgement, by a rank that runs ``answer``."""
+    """Seconds from the start of a message of this size in B to its acknowledgement by a rank that runs ``answer``."""
     message, note = np.zeros(size, np.uint8), np.array([size], np.int64)
     comm.Send(note, target, TAG)
     comm.Recv(note, target, TAG)

@@ -1,4 +1,4 @@
-"""Doing it: local compute, exchange and the engine. The only room that talks MPI."""
+"""Running a plan: the builder makes it ready, the engine runs frames, exchanges move maps, engines compute units."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ class Builder:
         check_sizes(self._schedule(plan))
 
     def build(self, plan: Plan, progress: Progress | None = None) -> Built:
-        """Make a plan ready that was checked; what the last one needed and this does not is given back. Collective."""
+        """Make a checked plan ready, and drop what only the plan before it needed. Collective."""
         carried, wanted = self._schedule(plan), holdings(plan)
         if self._hashed:
             self._tell_hashes(wanted)
@@ -145,7 +145,7 @@ class Builder:
         return Built(plan, slots, tuple(self._units.paced), self._units.weight_bytes)
 
     def close(self) -> None:
-        """Give back what other networks can use."""
+        """Give compiled units to the spares."""
         self._units.close()
 
     def _tell_hashes(self, wanted: Holdings) -> None:

@@ -49,7 +49,7 @@ class Engine:
         self._reused = {buffer.untyped_storage().data_ptr() for buffer in buffers if buffer is not None}
 
     def next_kind(self) -> Kind:
-        """Wait for the next order, which is left; another plan is adopted right away. Not on rank 0."""
+        """Wait for the next order and look at it without taking it; ADOPT is obeyed right away. Not on rank 0."""
         while True:
             self._waiting.all(self.orders.awaited())
             if self.orders.first.kind is not Kind.ADOPT:
@@ -86,7 +86,7 @@ class Engine:
                 yield frame.answer
 
     def _feed(self, feed: Feed | None) -> bool:
-        """Run the next batch, or order the end of all; whether there was one. On rank 0."""
+        """Run the next batch, or order the end of the stream; returns whether there was one. On rank 0."""
         images = None if feed is None else feed.next()
         if images is None:
             self.orders.give(Order(Kind.END))
@@ -139,7 +139,7 @@ class Engine:
         self._queue.add(Frame(number, images, slot, self._work(slot, number, told, images)))
 
     def agree(self, kind: Kind) -> None:
-        """Rank 0 orders what all ranks called for; another that called for something else raises UsageError."""
+        """On rank 0 order what all ranks called; on the others take that order, or raise UsageError for another."""
         if self._team.rank == ROOT:
             self.orders.give(Order(kind))
             return
@@ -171,5 +171,5 @@ class Engine:
 
 
 def mismatch(done: Kind, called: Kind) -> UsageError:
-    """What a rank says that called for something else than rank 0 did."""
+    """The error on a rank that called another method of the network than rank 0 did."""
     return UsageError(f"rank 0 {CALLS[done]} where this rank {CALLS[called]}")

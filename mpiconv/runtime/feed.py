@@ -1,4 +1,4 @@
-"""The batches of a stream, as far as they are asked for."""
+"""The batches of a stream, taken from the user one at a time."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Feed:
         self._batches = batches
 
     def end(self) -> None:
-        """Ask for no more."""
+        """Take no more batches."""
         self._source = self._batches = None
 
     def next(self) -> torch.Tensor | None:

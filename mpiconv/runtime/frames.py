@@ -225,7 +225,7 @@ class Passage:
         return output, stamps
 
     def _exchanged(self, step: Step) -> Generator[Awaited, None, None]:
-        """The exchanges before a step: started if not under way yet, and awaited as far as something comes in."""
+        """Start the exchanges before a step, unless they are under way, and wait for those that bring something."""
         slot = self._slot
         taken = [flags for flags in step.room if not flags.reached()]
         if taken:
@@ -264,7 +264,7 @@ class Passage:
 
 
 def _apart(output: torch.Tensor | None, shared: Sequence[Exchanger]) -> torch.Tensor | None:
-    """The tensor itself, or a copy of one that lies where the map that was read does, and others may soon write."""
+    """The tensor, copied if it lies in the shared buffer that was read and that others may soon overwrite."""
     if output is None:
         return None
     address = output.data_ptr()

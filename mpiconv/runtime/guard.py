@@ -24,7 +24,7 @@ WORTH = 0.005
 
 
 class Guard:
-    """Looks at what a rank computes of each unit.
+    """Checks the output of each unit on this rank for NaN and infinity.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class Guard:
         self.found: tuple[int, int, str] | None = None
 
     def around(self, plan: Plan, computes: Sequence[Sequence[Compute | None]], rank: int) -> list[list[Compute | None]]:
-        """What this rank computes, unit by unit, piece by piece, with a look at each output."""
+        """What computes each unit, piece by piece, wrapped so that each output is checked."""
         guarded: list[list[Compute | None]] = []
         for index, pieces in enumerate(computes):
             unit, flops = plan.graph.units[index], plan.flops(index, rank)

@@ -10,7 +10,7 @@ from mpiconv.job.team import Team
 
 
 class Health:
-    """What makes of ranks that work together ranks that fail together.
+    """Makes ranks that work together fail together, instead of waiting for one that failed.
 
     Attributes
     ----------

@@ -30,7 +30,7 @@ def why_unfit(images: Any, wanted: tuple[int, ...], *, finite: bool) -> str:
 
 
 def _found(images: Any) -> str | None:
-    """What is no tensor, in words; None for a tensor."""
+    """What was passed instead of a tensor, in words; None for a tensor."""
     if images is None:
         return "nothing"
     if isinstance(images, torch.Tensor):
@@ -41,7 +41,7 @@ def _found(images: Any) -> str | None:
 
 
 def _advice(images: Any, wanted: tuple[int, ...]) -> str:
-    """The calls that make something of what was given; empty where only another picture helps."""
+    """The calls that turn what was passed into what is wanted; empty if only another picture helps."""
     array = type(images).__module__ == "numpy"
     if not array and not isinstance(images, torch.Tensor | list | tuple):
         return ""

@@ -53,7 +53,7 @@ class Order:
 
 
 class Orders:
-    """Gives orders on rank 0, and on the others has them one after the other, as they were given.
+    """Sends orders on rank 0; on the others receives them one after the other, in order.
 
     On those it is something to wait for, as ``Flags`` are: ``reached`` says whether the next order is there.
     """
@@ -66,7 +66,7 @@ class Orders:
         self._there = False
 
     def give(self, order: Order) -> Awaited:
-        """Send an order to all other ranks; what has to be awaited before nothing is left of it. On rank 0."""
+        """Send an order to all other ranks; returns what to wait for until it has left. On rank 0."""
         message = np.array([order.kind, order.number, order.slot], np.int64)
         others = (rank for rank in range(self._team.size) if rank != ROOT)
         sent = [self._team.comm.Isend(message, rank, TAG) for rank in others]
@@ -96,7 +96,7 @@ class Orders:
         return order
 
     def close(self) -> None:
-        """Give back what was not used: for the last order, ``CLOSE``, was taken."""
+        """Finish: the last order, ``CLOSE``, was given or taken."""
         MPI.Request.Waitall(self._sent)
         self._sent = []
 

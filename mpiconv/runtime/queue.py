@@ -1,4 +1,4 @@
-"""The frames under way, in order: what each is, where it runs and how far it is. Kept until they are answered."""
+"""The frames under way, in order: their pictures, slots and states. They are kept until they are answered."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Queue:
         return [frame for frame in self.frames if frame.state is not State.ANSWERED]
 
     def add(self, frame: Frame) -> None:
-        """Take a frame in, whose slot is idle."""
+        """Add a frame, whose slot is idle until now."""
         self.idle.remove(frame.slot)
         self.frames.append(frame)
 
@@ -88,6 +88,6 @@ class Queue:
             self.idle.append(frame.slot)
 
     def answered(self) -> Frame | None:
-        """The first frame, which goes, if its output is there; else None."""
+        """Remove and return the first frame if its output is there; else None."""
         there = self.frames and self.frames[0].state is State.ANSWERED
         return self.frames.pop(0) if there else None

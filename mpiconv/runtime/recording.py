@@ -1,4 +1,4 @@
-"""What the ranks measured while they ran, and how it comes together on the root."""
+"""Each rank's measurements while it runs, and their collection on the root."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Recorder:
             self._meter.stop()
 
     def go_on(self) -> None:
-        """Measure energy again after a ``record``, which ended that: a frame starts."""
+        """A frame starts: go on measuring energy, which ``record`` had paused."""
         if self._paused and self._meter is not None:
             self._meter.resume()
         self._paused = False

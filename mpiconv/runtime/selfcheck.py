@@ -82,7 +82,7 @@ def _refusal(traced: Traced, problem: str) -> ModelError:
 
 
 def _problem(model: nn.Module, traced: Traced, graph: Graph, batch: int) -> str:
-    """What of the module's output the units of ``graph`` do not compute; empty if nothing.
+    """How the output of the units of ``graph`` differs from the module's, in words; empty if it does not.
 
     Raises ModelError for a module that answers the same pictures differently every time.
     """
@@ -117,7 +117,7 @@ def _same_noise() -> Iterator[None]:
 
 
 def _changed(model: nn.Module, images: torch.Tensor, wanted: Any) -> float:
-    """How far the module's output is from the one before, as a part of its largest."""
+    """How far the module's output now is from ``wanted``, relative to the largest element of that."""
     found = Difference()
     with _same_noise():
         found.add(model(images.clone()), wanted)

@@ -53,7 +53,7 @@ class Session:
         self._forget()
 
     def _take(self, built: Built) -> None:
-        """Have a plan that was built be the one that runs. Collective."""
+        """Make a plan that was built the one that runs. Collective."""
         self._built, self.plan, self.weight_bytes = built, built.plan, built.weight_bytes
         self.overlapped, self.sharing = built.overlapped, built.slots[0].sharing
         self._health.progress.want(built.messages and (bool(built.overlapped) or self.settings.in_flight > 1))
@@ -123,7 +123,7 @@ class Session:
             return self._adopt(fitting)
 
     def _adopt(self, plan: Plan | None = None) -> int:
-        """Have the plan run that rank 0 has, once no frame is under way; B of weights that travelled. Collective."""
+        """Switch to rank 0's plan; no frame is under way. Returns the B of weights that travelled. Collective."""
         found = bcast_json(self.team, None if plan is None else plan.to_dict(), what="another plan")
         before = sum(self.weights_received_bytes)
         self._built.close()

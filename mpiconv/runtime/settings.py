@@ -31,9 +31,9 @@ class Settings:
     in_flight
         How many batches ``stream`` has under way at a time.
     pace
-        Emulates a slower device: this rank computes so many times slower than its core, by sleeping.
+        How many times slower than its core this rank computes, to emulate a slower device: it sleeps in between.
     dilation
-        The times of the merged record are divided by it, where everything was slowed down so many times.
+        By how much everything was slowed down, links too: the times of the merged record are divided by it.
     guard
         Whether the first unit whose output is not finite is noticed: ``on``, ``off``, or ``auto`` where that costs less
         than half a percent of its computing.

@@ -1,4 +1,4 @@
-"""Compiled units of closed networks, for the next one that needs the same: torch never frees what it compiled."""
+"""Compiled units of closed networks, kept for reuse: torch never frees what it compiled."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Spares:
         self._kept: dict[str, list[LocalUnit]] = {}
 
     def take(self, key: str) -> LocalUnit | None:
-        """A unit that is the taker's alone from now on; None if there is none."""
+        """Remove and return a unit with this key; None if there is none."""
         found = self._kept.get(key, [])
         unit = found.pop() if found else None
         if not found:
@@ -29,7 +29,7 @@ class Spares:
         return unit
 
     def give(self, key: str, unit: LocalUnit) -> None:
-        """Keep a unit that its user needs no more."""
+        """Keep a unit whose network was closed."""
         self._kept.setdefault(key, []).append(unit)
         while sum(map(len, self._kept.values())) > MOST_SPARES:
             self.take(next(iter(self._kept)))
@@ -39,7 +39,7 @@ spares = Spares()
 
 
 def key_of(unit: Unit, box: Box, weights: Sequence[Weights], *options: object) -> str:
-    """What tells a unit with its weights from all others; empty for one that is too large to be compiled."""
+    """A hash of a unit with its weights; empty for one that is too large to be compiled."""
     tensors = [(role, tensor) for part in weights for role, tensor in sorted(part.items())]
     if sum(tensor.nbytes for _, tensor in tensors) > MOST_BYTES:
         return ""

@@ -1,4 +1,4 @@
-"""What one rank computes of every unit, made ready once; what another plan leaves as it is stays as it is."""
+"""The units as this rank computes them: made ready once, and kept if another plan leaves them unchanged."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Work:
 
 @dataclass
 class Made:
-    """A unit made ready on this rank: what computes its pieces, and what to do with that once it is not needed."""
+    """A unit made ready on this rank: the functions of its pieces, its weights' size, and what to call when it goes."""
 
     work: Work
     computes: list[Compute | None]
@@ -107,11 +107,11 @@ class LocalUnits:
 
     @property
     def paced(self) -> list[Paced]:
-        """What emulates a slower device."""
+        """The wrappers that emulate a slower device."""
         return [one for made in self._made.values() for one in made.computes if isinstance(one, Paced)]
 
     def close(self) -> None:
-        """Give back what others can use."""
+        """Give compiled units to the spares."""
         for made in self._made.values():
             for free in made.frees:
                 free()
@@ -162,7 +162,7 @@ class LocalUnits:
         packed: onednn.Packed | None,
         frees: list[Callable[[], object]],
     ) -> LocalUnit:
-        """A unit on a box, a spare one if there is one; if it is compiled, it will be one again."""
+        """A unit on a box, taken from the spares if possible; if it is compiled, it will go back there."""
         compute, how = self._settings.compute, {"padded": work.padded, "sliced": work.sliced}
         key = ""
         if compute != "eager" and packed is None:
@@ -174,7 +174,7 @@ class LocalUnits:
         return made
 
     def _opaque(self, unit: Unit) -> Callable[..., Any]:
-        """What the root runs with the model's own modules; of the head what comes before that too."""
+        """A layer that the root runs with the model's own module; for the head also the layers before that."""
         module, rest = self._modules[unit.layers[-1].name], unit.layers[:-1]
         if unit.layers[-1].kind != "head":
             return WholeUnit(module)

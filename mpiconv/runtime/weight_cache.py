@@ -1,4 +1,4 @@
-"""Rows of weights on a device's own disk, by the hash of their tensor: a second start sends hashes instead of them."""
+"""Rows of weights kept on each device's disk by the hash of their tensor, so that a second start sends hashes alone."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class WeightCache:
         return found
 
     def _read(self, path: Path, name: str, shape: tuple[int, ...]) -> torch.Tensor | None:
-        """A tensor of a file; None where it is not as it was written."""
+        """A tensor of a file; None if it is damaged or gone."""
         try:
             with safe_open(str(path), framework="pt") as file:
                 tensor: torch.Tensor = file.get_tensor(name).clone()  # where it lies changes the bits of products
@@ -145,7 +145,7 @@ class WeightCache:
 
 
 class CacheStore:
-    """A weight cache, asked by tensors whose hashes the root has told."""
+    """A weight cache as a ``Store``: looks tensors up by the hashes that the root sent."""
 
     def __init__(self, cache: WeightCache) -> None:
         self.cache, self.marks = cache, dict[Param, str]()

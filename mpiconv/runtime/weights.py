@@ -1,4 +1,4 @@
-"""Every rank has the rows of weights that it computes with: from the others by the same exchange as maps, or stored."""
+"""Gives every rank the rows of weights that it needs: from memory, its disk, or other ranks by the exchange of maps."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ class Weights:
         self.received_bytes = self.stored_bytes = 0
 
     def adopt(self, wanted: Holdings, progress: Progress | None = None) -> dict[Param, tuple[Span, torch.Tensor]]:
-        """Have the rows that are wanted, and no others: only those travel that a rank has neither here nor on disk.
+        """Get the rows that are wanted and drop all others; only rows travel that a rank has not in memory or on disk.
 
-        Collective. What came in messages, a tensor's rows together with what lies between them.
+        Collective. Returns what came in messages, a tensor's rows together with what lies between them.
         """
         rank = self._team.rank
         mine = {param: self._here(param, spans[rank]) for param, spans in wanted.items()}
@@ -131,7 +131,7 @@ class Weights:
         return self._rows[param][rows.lo - first : rows.hi - first]
 
     def _keep(self, param: Param, rows: torch.Tensor | None) -> None:
-        """Have these rows of a tensor, and not more memory than they take."""
+        """Keep these rows of a tensor, in memory of their own."""
         if rows is None:
             self._rows.pop(param, None)
         else:
@@ -139,7 +139,7 @@ class Weights:
             self._rows[param] = rows if whole else rows.clone()
 
     def _here(self, param: Param, wanted: Span) -> tuple[Span, torch.Tensor | None]:
-        """What this rank has of some rows, in memory or on its disk; one span, nothing for the root, which has all."""
+        """Which of some rows this rank has in memory or on its disk, one span; none on the root, which has the model."""
         span = self._held(param)[self._team.rank] & wanted
         if self._team.rank == ROOT or not wanted:
             return Span(), None

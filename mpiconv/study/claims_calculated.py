@@ -254,7 +254,7 @@ def most_devices(graph: Graph, pooled: Graph) -> Claim:
 
 
 def _split(measured: Sequence[Point], ranks: int) -> list[Point]:
-    """One run of each scheme over so many devices, exchanging after the convolution as the paper does."""
+    """One run of each scheme over this number of devices, exchanging after the convolution as the paper does."""
     found: dict[str, Point] = {}
     for point in measured:
         if point.ranks == ranks and point.gather == "conv" and point.model == "alexnet":

@@ -91,7 +91,7 @@ def received_kpm(outputs: ArrayLike, devices: ArrayLike) -> Array:
 
 @dataclass(frozen=True)
 class Row:
-    """One layer on one of so many equal devices, d = 1 / devices: elements, unrounded; FLOPs of the unsplit layer."""
+    """One layer on one of ``devices`` equal ones, d = 1 / devices: elements, unrounded; FLOPs of the unsplit layer."""
 
     layer: str
     devices: int
@@ -110,7 +110,7 @@ class Row:
 
 @dataclass(frozen=True)
 class MpiRow:
-    """What message passing moves for one layer's output on so many equal devices, exactly, by the boxes.
+    """What message passing moves for one layer's output between equal devices, exactly, by the boxes.
 
     ``halo_rows`` are the most that one rank receives from both sides together; the elements are received ones, of the
     rank that receives most. The last layer's output goes to the root alone.

@@ -64,7 +64,7 @@ def offload_curves(points: Iterable[Point]) -> list[Curve]:
 
 
 def speed(pace: float) -> str:
-    """What to call equal devices that are so many times slower than the emulating core."""
+    """What to call equal devices, by how many times slower than the emulating core they are."""
     return "devices like this machine's core" if pace < 1.05 else f"devices {pace:.3g} times slower than this core"
 
 

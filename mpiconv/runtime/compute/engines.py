@@ -37,12 +37,12 @@ def engine(made: E) -> E:
 
 
 def computes() -> tuple[str, ...]:
-    """What a run can be told to compute with."""
+    """The names that ``--compute`` takes: ``auto`` and all registered engines."""
     return ("auto", *ENGINES)
 
 
 def channels_last(compute: str) -> bool:
-    """Whether maps lie with their channels last for an engine."""
+    """Whether an engine wants maps in the memory format channels_last."""
     return compute == "auto" or ENGINES[compute].channels_last
 
 
@@ -62,7 +62,7 @@ def local_unit(
     sliced: bool = False,
     packed: onednn.Packed | None = None,
 ) -> LocalUnit:
-    """A unit on a box by an engine, or eagerly where that does not suit the unit; the rest as ``LocalUnit`` has it."""
+    """A unit on a box, computed by the engine ``compute``, or eagerly if that does not suit it; see ``LocalUnit``."""
     wanted: Iterable[type[LocalUnit]] = (
         [ENGINES[compute], LocalUnit] if compute in ENGINES else reversed(ENGINES.values())
     )
@@ -83,7 +83,7 @@ class Reordered(LocalUnit):
 
     @classmethod
     def suits(cls, unit: Unit, packed: onednn.Packed | None) -> bool:  # noqa: ARG003
-        """Where this torch has it."""
+        """If this torch has oneDNN's prepacked convolutions."""
         return onednn.available()
 
     def _form(self, batch: int, packed: onednn.Packed | None) -> Form:
@@ -101,7 +101,7 @@ class Fused(LocalUnit):
 
     @classmethod
     def suits(cls, unit: Unit, packed: onednn.Packed | None) -> bool:
-        """Where this torch has the fuser, and the unit is no more than it knows and worth it."""
+        """If this torch has the fuser, and ``_compiles`` says that it gains something."""
         return packed is None and _compiles(unit) and fuser.available()
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -119,7 +119,7 @@ class Fused(LocalUnit):
 
 
 def _compiles(unit: Unit) -> bool:
-    """Whether the fuser gains something for a unit: it knows all kinds of layers in it, and it is more than a sum.
+    """Whether compiling a unit gains something: the fuser knows all its layers, and it is more than one addition.
 
     That is the same for all slices of a unit, so that they have the bits of the whole.
     """

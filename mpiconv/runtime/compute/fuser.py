@@ -48,7 +48,7 @@ def available() -> bool:
 
 
 def fused(function: Function, maps: Sequence[torch.Tensor]) -> Function:
-    """The function of such maps in fused calls of oneDNN; itself where nothing can be fused.
+    """The function compiled into fused calls of oneDNN for maps like ``maps``; itself where nothing can be fused.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def convolution(
 
 @contextmanager
 def _fusing() -> Iterator[None]:
-    """With torch's fuser on; what torch says of TorchScript's age, and of tracing, is none of a user's business."""
+    """With torch's fuser on, and without torch's warnings about TorchScript and tracing, which no user can act on."""
     before = torch._C._jit_llga_enabled()  # noqa: SLF001
     torch.jit.enable_onednn_fusion(True)
     try:
@@ -112,14 +112,14 @@ def _fusing() -> Iterator[None]:
 
 
 def _dense(x: torch.Tensor) -> torch.Tensor:
-    """The map itself, or a copy with channels last of one that is not in one piece."""
+    """The map itself if it is contiguous (in either memory format), else a copy with channels last."""
     if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
         return x
     return x.contiguous(memory_format=torch.channels_last)
 
 
 def _as(x: torch.Tensor, shape: torch.Size, strides: tuple[int, ...]) -> torch.Tensor:
-    """The map as it is to lie in memory: a copy where steps over axes longer than one differ."""
+    """The map with these strides: a view where only axes of length 1 differ, else a copy."""
     if x.shape != shape:
         return x
     if all(a == b for size, a, b in zip(shape, x.stride(), strides, strict=True) if size > 1):

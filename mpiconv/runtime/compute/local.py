@@ -89,7 +89,7 @@ class LocalUnit:
 
     @classmethod
     def suits(cls, unit: Unit, packed: onednn.Packed | None) -> bool:  # noqa: ARG003
-        """Whether it can compute a unit here, whose pieces share kernels if there is ``packed``."""
+        """Whether it can compute the unit here; with ``packed`` several pieces share one copy of the kernels."""
         return True
 
     def _form(self, batch: int, packed: onednn.Packed | None) -> Form | None:  # noqa: ARG002
@@ -107,7 +107,7 @@ def _first(count: int) -> Operation:
 
 
 def _to_last_pooling(layers: Sequence[tuple[Layer, Box, Weights]]) -> int:
-    """How many layers behind a convolution run on the zeros that make up its slice of kernels; 0: it has none.
+    """How many layers from a convolution on also run on the kernels of zeros that fill up its slice; 0 if it has none.
 
     Those are the layers up to the last pooling. Torch pools a few channels in steps of one: of 40 digits the first
     unit with 8 of its 16 kernels took 8.9 ms, with all of them 0.5 ms.
@@ -122,7 +122,7 @@ def _to_last_pooling(layers: Sequence[tuple[Layer, Box, Weights]]) -> int:
 
 
 def _widened(form: Form, after: Layer | None) -> tuple[Make, bool]:
-    """The form with kernels of zeros that make up a slice, whose maps stay in the output."""
+    """The form with kernels of zeros appended to fill up a slice; their maps stay in the output."""
     make, both = form(after)
 
     def wide(weight: torch.Tensor, bias: torch.Tensor | None, *rest: Any, key: tuple[object, ...]) -> Operation:
@@ -134,7 +134,7 @@ def _widened(form: Form, after: Layer | None) -> tuple[Make, bool]:
 
 
 def chain(operations: Sequence[Operation]) -> Operation:
-    """The function that runs one after the other."""
+    """One function that calls these operations one after the other."""
     first, *rest = operations
     if not rest:
         return first

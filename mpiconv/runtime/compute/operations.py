@@ -168,7 +168,7 @@ def _pad(layer: Layer, box: Box, held: Box, weights: Weights) -> Operation:
 
 
 def _resized(x: torch.Tensor, rows: tuple[int, int], columns: tuple[int, int], value: float = 0) -> torch.Tensor:
-    """With so many rows and columns more before and after, or fewer where the number is negative."""
+    """Pad a map by rows and columns (before, after), or crop it where one of them is negative."""
     around = [*columns, *rows]
     if max(around) > 0:
         x = F.pad(x, [max(n, 0) for n in around], value=value)

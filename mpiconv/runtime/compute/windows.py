@@ -1,4 +1,4 @@
-"""Convolutions and poolings on boxes: padding only at the map's true edges, by whatever costs least there."""
+"""Convolutions and poolings on boxes: padding is applied only at the true edges of the map, in the cheapest way."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _own_padding(layer: Layer, box: Box, held: Box) -> tuple[tuple[int, int], tu
 
 
 def _whole(x: torch.Tensor) -> torch.Tensor:
-    """The map in one piece where its channels are last, as oneDNN wants it; torch does not mind."""
+    """The map, made contiguous if its channels are last, which oneDNN wants and torch does not need."""
     return x.contiguous(memory_format=torch.channels_last) if x.stride(1) == 1 else x
 
 
@@ -54,7 +54,7 @@ def eager_conv(
     groups: int,
     key: tuple[object, ...],  # noqa: ARG001 - as what makes the other kind
 ) -> Operation:
-    """Torch's own."""
+    """A convolution by torch's own operation."""
     return lambda x: F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
@@ -68,7 +68,7 @@ def convolution(
     *,
     bare: bool,
 ) -> Operation:
-    """The convolution that makes a box of what is held, one call of what ``make`` makes per run of groups.
+    """A convolution that computes ``box`` from the part of its input that is held; one call per run of whole groups.
 
     ``bare`` says that the ``margin`` is around what is held.
     """
@@ -117,7 +117,7 @@ def _group_pieces(layer: Layer, channels: Span) -> list[tuple[Span, Span, int]]:
 
 
 def pooling(layer: Layer, box: Box, held: Box, *, bare: bool = False) -> Operation:
-    """The pooling that makes a box of what is held; ``bare``: with the ``margin`` around it."""
+    """A pooling that computes ``box`` from what is held; ``bare``: the ``margin`` is around that already."""
     options, kernel, stride = layer.options, layer.kernel, layer.stride
     if box.shape[1:] == layer.out_shape[1:]:
         padding = (layer.padding[0][0], layer.padding[1][0])
@@ -139,7 +139,7 @@ def _unchanged(x: torch.Tensor) -> torch.Tensor:
 
 
 def _padding(rows: tuple[int, int], columns: tuple[int, int], value: float = 0) -> Operation:
-    """The function that adds so many rows and columns around a map, and takes away where the number is negative."""
+    """The function that pads a map by these rows and columns (before, after), and crops it where one is negative."""
     around = [*columns, *rows]
     more, less = [max(n, 0) for n in around], [min(n, 0) for n in around]
     if not any(around):

@@ -57,7 +57,7 @@ class Exchanger(ABC):
 
     @abstractmethod
     def start(self, tensor: torch.Tensor | None) -> Awaited:
-        """Begin to move a map of which this rank made ``tensor``, (N, *own box), None for nothing; what to wait for."""
+        """Begin to move a map; ``tensor`` (N, *own box) is what this rank made of it. Returns what to wait for."""
 
     @abstractmethod
     def finish(self) -> torch.Tensor | None:
@@ -67,7 +67,7 @@ class Exchanger(ABC):
         """Say that this rank has read the frame."""
 
     def close(self) -> None:  # noqa: B027 - or to give back
-        """Give back what was made once."""
+        """Free requests and buffers that live as long as the exchanger."""
 
 
 class Medium(ABC):

@@ -77,7 +77,7 @@ class Collective(Messages):
         self.place = self.members.index(self.rank)
         self.incoming = self._receiving([[box] if box else [] for box in made])
         self._everything = self.incoming.all()
-        self._mine = next((parcel for owner, parcel, *_ in self.incoming.parcels if owner == self.place), None)
+        self._mine = next((encoded for owner, encoded, *_ in self.incoming.encoded if owner == self.place), None)
         self._ready = _persistent(self.group, "Allgatherv_init", MPI.IN_PLACE, self._everything)
 
     def _allgatherv(self, tensor: torch.Tensor | None) -> list[MPI.Request]:

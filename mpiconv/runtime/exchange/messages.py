@@ -1,4 +1,4 @@
-"""Moving maps by MPI messages, as a plan's exchange says: what collectives and messages to single ranks share."""
+"""What both kinds of MPI exchange share, collectives and messages from rank to rank: buffers, packing, counting."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Messages(Exchanger):
         self._prepare(exchange)
 
     def _keep(self, kept: Box) -> None:
-        """Make ready to copy what the rank made and needs itself into its buffer."""
+        """Prepare the copy of what this rank both made and needs into its buffer."""
         self.kept = kept
         self._kept: torch.Tensor | None = None
         self._cut: tuple[slice, ...] | None = None
@@ -104,7 +104,7 @@ class Messages(Exchanger):
         return self.finish()
 
     def close(self) -> None:
-        """Give back the messages that were made once."""
+        """Free the persistent requests."""
         for request in self._ready:
             request.Free()
         self._ready = []
@@ -121,7 +121,7 @@ class Messages(Exchanger):
         return Parts(self.held, boxes, self.batch, self.memory, self.wire, self.buffer)
 
     def _leaving(self, boxes: Sequence[Sequence[Box]], *, disjoint: bool = True) -> Parts:
-        """Parts of what this rank made, from its buffer where they lie there too and that saves a copy or two."""
+        """The parts to send of what this rank made, from its buffer if they lie there too and that saves a copy."""
         made = Parts(self.own, boxes, self.batch, self.memory, self.wire, disjoint=disjoint)
         if self._kept is None or not all(box in self.kept for peer in boxes for box in peer):
             return made

@@ -1,4 +1,4 @@
-"""How maps lie in memory, and the memory of messages that carry boxes of them."""
+"""Memory formats of maps, and which bytes of a tensor a message sends or receives."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mpi4py import MPI
 
 from mpiconv.partition import Box, Span
 from mpiconv.partition.box import union_size
-from mpiconv.runtime.exchange.wire import FLOAT32, Parcel, Wire
+from mpiconv.runtime.exchange.wire import FLOAT32, Encoded, Wire
 
 Message = list[Any]
 """What mpi4py takes as a buffer: memory, counts and offsets where there are several, type."""
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def given(value: T | None) -> T:
-    """The value, which the plan says that this rank has."""
+    """The value; the plan guarantees that this rank has one."""
     assert value is not None  # noqa: S101
     return value
 
@@ -85,7 +85,7 @@ class Memory:
 
 
 class Parts:
-    """Boxes of one tensor as the memory of messages, one part per peer.
+    """The boxes of one tensor that are sent to, or received from, each peer, as memory that MPI takes.
 
     The memory is the tensor's own where every part is one contiguous piece of it and travels as it is, else a staging
     copy. Whatever can be made ready is made once: between two computations the caches are cold, and each call of torch
@@ -118,7 +118,7 @@ class Parts:
         self.distinct = self.total * distinct // elements if elements else 0
         single = all(len(peer) <= 1 for peer in boxes) and all(memory.contiguous(box, whole, batch) for box in flat)
         self.in_place = wire is FLOAT32 and single and (not disjoint or distinct == elements)
-        self.parcels: list[tuple[int, Parcel, tuple[slice, ...] | None, torch.Tensor | None]] = []
+        self.encoded: list[tuple[int, Encoded, tuple[slice, ...] | None, torch.Tensor | None]] = []
         if self.in_place:
             self.offsets = [FLOAT32.item_bytes * memory.offset(peer[0], whole) if peer else 0 for peer in boxes]
             self.fixed = tensor
@@ -128,24 +128,24 @@ class Parts:
             for owner, (peer, lengths, start) in enumerate(zip(boxes, sizes, self.offsets, strict=True)):
                 for box, length in zip(peer, lengths, strict=True):
                     room = self.fixed[start : start + length]
-                    parcel = wire.parcel(room, (batch, *box.shape), memory.view)
+                    encoded = wire.encoded(room, (batch, *box.shape), memory.view)
                     where = (slice(None), *box.within(whole))
                     there = None if tensor is None else tensor[where]
-                    self.parcels.append((owner, parcel, None if box == whole else where, there))
+                    self.encoded.append((owner, encoded, None if box == whole else where, there))
                     start += length  # noqa: PLW2901
 
     def pack(self, tensor: torch.Tensor | None = None) -> None:
         """Copy the parts from the tensor to where messages are sent from."""
-        for _, parcel, where, there in self.parcels:
+        for _, encoded, where, there in self.encoded:
             if there is None:
                 there = given(tensor) if where is None else given(tensor)[where]  # noqa: PLW2901
-            parcel.write(there)
+            encoded.write(there)
 
     def unpack(self, but: int | None = None) -> None:
         """Put what was received into the tensor, but not one peer's part."""
-        for owner, parcel, _, there in self.parcels:
+        for owner, encoded, _, there in self.encoded:
             if owner != but:
-                parcel.read(given(there))
+                encoded.read(given(there))
 
     def part(self, number: int, tensor: torch.Tensor | None = None) -> Message:
         """The message to or from peer ``number``; ``tensor`` where it is not always the same."""

@@ -1,4 +1,4 @@
-"""Maps of which ranks send pieces to single others, neighbours mostly; and what carries a map if nothing else does."""
+"""Maps that go from rank to rank, halos mostly; and the medium that carries a map if no other does."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class PointToPoint(Messages):
     """A map's exchange by messages from rank to rank; none where this rank takes no part."""
 
     def _prepare(self, exchange: Exchange) -> None:  # noqa: ARG002
-        """Requests that are made once and started for every frame, as far as their memory is always the same."""
+        """Make persistent requests, started for every frame, for all buffers that stay in one place."""
         if self.receives:
             self.incoming = self._receiving(list(self.receives.values()))
             for number, source in enumerate(self.receives):
@@ -79,7 +79,7 @@ class ByMessages(Medium):
     def exchangers(
         self, moves: Mapping[int, Move], batch: int, team: Team, memory: Memory, wire: Wire
     ) -> dict[int, tuple[Exchanger, ...]]:
-        """Of each map; its parts come together in one buffer. Groups form in the order of ``moves``."""
+        """One exchanger for each part of each map; a map's parts share a buffer. Collective, in ``moves``' order."""
         found: dict[int, tuple[Exchanger, ...]] = {}
         for source, move in moves.items():
             made: list[Messages] = []

@@ -1,4 +1,4 @@
-"""Maps in memory that the ranks of one host share: they change hands by a copy and a flag, without a message.
+"""Exchanges through memory that the ranks of one host share: a copy and a flag instead of a message.
 
 A message between two ranks of a host is a copy into a buffer, one or two by MPI, and one out of a buffer, each into
 cold caches. Here every rank writes what it made right where the others read it.
@@ -29,7 +29,7 @@ LINE_BYTES = 64
 
 
 @dataclass(frozen=True)
-class _Region:
+class _Place:
     """One place of a map in the shared memory: what is held there, who reads it there, and where it starts, in B."""
 
     held: Held
@@ -60,9 +60,9 @@ class Shared(Medium):
         memory: Memory,
         wire: Wire,  # noqa: ARG002
     ) -> dict[int, tuple[Exchanger, ...]]:
-        """Of each map among ranks of this host; of none where no memory could be had. Collective over the host."""
+        """For the maps whose members are all on this host; none if memory cannot be shared. Collective there."""
         here = {source: move for source, move in moves.items() if set(move.exchange.members) <= set(team.neighbours)}
-        places: dict[int, list[_Region]] = {}
+        places: dict[int, list[_Place]] = {}
         flags: dict[int, int] = {}
         size = 0
         for source, move in here.items():
@@ -70,7 +70,7 @@ class Shared(Medium):
             size += 2 * LINE_BYTES * len(move.parts) * team.size
             places[source] = []
             for held, readers in _sharing(move).items():
-                places[source].append(_Region(held, readers, size))
+                places[source].append(_Place(held, readers, size))
                 size += -(-FLOAT_BYTES * batch * held.box.size // LINE_BYTES) * LINE_BYTES
         if not size:
             return {}
@@ -83,12 +83,12 @@ class Shared(Medium):
             if rank not in move.exchange.members:
                 continue
             views = {}
-            for region in places[source]:
-                elements = batch * region.held.box.size
-                flat = torch.frombuffer(shared, dtype=torch.float32, count=elements, offset=region.start)
-                views[region] = memory.view(flat, (batch, *region.held.box.shape))
-                if region.held.padded and region.readers[0] == rank:
-                    views[region].fill_(region.held.padding)
+            for place in places[source]:
+                elements = batch * place.held.box.size
+                flat = torch.frombuffer(shared, dtype=torch.float32, count=elements, offset=place.start)
+                views[place] = memory.view(flat, (batch, *place.held.box.shape))
+                if place.held.padded and place.readers[0] == rank:
+                    views[place].fill_(place.held.padding)
             made = []
             for number, part in enumerate(move.parts):
                 begin = flags[source] + 2 * LINE_BYTES * team.size * number
@@ -127,7 +127,7 @@ class SharedExchanger(Exchanger):
         batch: int,
         rank: int,
         held: Sequence[Held],
-        views: Mapping[_Region, torch.Tensor],
+        views: Mapping[_Place, torch.Tensor],
         flags: memoryview,
         memory: Memory,
         pattern: str,
@@ -141,15 +141,15 @@ class SharedExchanger(Exchanger):
         own = exchange.owned[rank]
         writers: set[int] = set()
         readers: set[int] = set()
-        for region, view in views.items():
-            if rank in region.readers:
+        for place, view in views.items():
+            if rank in place.readers:
                 self.buffer = view
-                writers = {r for r in range(len(held)) if any(_written(exchange, r, region.readers))} - {rank}
-            for box in _written(exchange, rank, region.readers):
-                where = (slice(None), *box.within(region.held.box))
+                writers = {r for r in range(len(held)) if any(_written(exchange, r, place.readers))} - {rank}
+            for box in _written(exchange, rank, place.readers):
+                where = (slice(None), *box.within(place.held.box))
                 self._writes.append((view[where], None if box == own else (slice(None), *box.within(own))))
-                readers |= set(region.readers) - {rank}
-                if self.holds and box == own == region.held.box and self._alone(exchange, region):
+                readers |= set(place.readers) - {rank}
+                if self.holds and box == own == place.held.box and self._alone(exchange, place):
                     self.buffer = view  # all of what it holds lies there, in the right order of memory
         if self.buffer is not None:
             start = self.buffer.data_ptr()
@@ -187,9 +187,9 @@ class SharedExchanger(Exchanger):
         return tensor.contiguous(memory_format=self._format)
 
     @staticmethod
-    def _alone(exchange: Exchange, region: _Region) -> bool:
+    def _alone(exchange: Exchange, place: _Place) -> bool:
         """Whether only one rank writes there."""
-        return sum(any(_written(exchange, rank, region.readers)) for rank in range(len(exchange.owned))) == 1
+        return sum(any(_written(exchange, rank, place.readers)) for rank in range(len(exchange.owned))) == 1
 
     def release(self) -> None:
         """Say that this rank has read the frame."""

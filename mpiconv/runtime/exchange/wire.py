@@ -1,4 +1,4 @@
-"""What maps are turned into to travel: float32 as they are, or something smaller and less exact."""
+"""Number formats of maps in messages: float32, or a smaller and less exact one."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ class Wire:
         scales = SCALE_BYTES * shape[0] * shape[1] if self.name == "int8" else 0
         return -(-(self.item_bytes * math.prod(shape) + scales) // 4) * 4
 
-    def parcel(self, data: torch.Tensor, shape: tuple[int, ...], view: View) -> Parcel:
+    def encoded(self, data: torch.Tensor, shape: tuple[int, ...], view: View) -> Encoded:
         """Room for a piece (N, C, H, W) in ``data``, (size,) of uint8; ``view`` says in which order its numbers lie."""
         scales, elements = None, math.prod(shape)
         if self.name == "int8":
             front = SCALE_BYTES * shape[0] * shape[1]
             scales, data = view(data[:front].view(torch.float32), (*shape[:2], 1, 1)), data[front:]
         values = data[: self.item_bytes * elements].view(getattr(torch, self.name))
-        return Parcel(view(values, shape), scales)
+        return Encoded(view(values, shape), scales)
 
 
 @dataclass(frozen=True)
-class Parcel:
-    """A piece (N, C, H, W) of a map in a message: the numbers and, where they are whole ones, what they are times."""
+class Encoded:
+    """A box (N, C, H, W) of a map as it lies in a message: quantised values and their scale, or plain numbers."""
 
     values: torch.Tensor
     scales: torch.Tensor | None
 
     def write(self, piece: torch.Tensor) -> None:
-        """Take the values of a float32 piece."""
+        """Encode a float32 tensor."""
         if self.scales is None:
             self.values.copy_(piece)
             return
@@ -62,7 +62,7 @@ class Parcel:
         self.values.copy_((piece / scales).round_())
 
     def read(self, piece: torch.Tensor) -> None:
-        """Set a float32 piece to the values."""
+        """Decode into a float32 tensor."""
         piece.copy_(self.values)
         if self.scales is not None:
             piece.mul_(self.scales)
