@@ -27,7 +27,7 @@ from mpiconv.runtime.compute.engines import _compiles, local_unit
 from mpiconv.runtime.compute.local import weights_of
 from mpiconv.runtime.emulation import Paced
 from mpiconv.runtime.exchange.parts import Memory, Parts
-from mpiconv.runtime.exchange.shared import SharedExchanger, _Region
+from mpiconv.runtime.exchange.shared import SharedExchanger, _Place
 from mpiconv.runtime.exchange.wire import WIRES
 from mpiconv.runtime.settings import Settings
 from mpiconv.study.benchmark import AT_ONCE, COMPUTING, EXCHANGING, Benchmark, chart, is_benchmark, page, table, targets
@@ -303,7 +303,7 @@ def test_a_place_in_shared_memory_is_not_written_before_it_was_read():
     spec = exchange([whole, Box()], [whole, half], "a map")
     frames = [Held.of(spec, rank) for rank in range(2)]
     view, flags = torch.zeros(1, 2, 3, 2), memoryview(bytearray(2 * 2 * 64)).cast("q")
-    views = {_Region(frames[1], (1,), 0): view}
+    views = {_Place(frames[1], (1,), 0): view}
     first, second = (
         SharedExchanger(spec, 1, rank, frames, views, flags, Memory(channels_last=False), "bcast") for rank in range(2)
     )

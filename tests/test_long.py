@@ -20,7 +20,7 @@ from mpiconv.runtime import builder, stamps
 from mpiconv.runtime.exchange import shared
 from mpiconv.runtime.exchange.base import MEDIA
 from mpiconv.runtime.exchange.parts import Memory
-from mpiconv.runtime.exchange.shared import SharedExchanger, _Region
+from mpiconv.runtime.exchange.shared import SharedExchanger, _Place
 from mpiconv.runtime.stamps import Stamps
 from tests.test_measure import ATTRIBUTES, load_profile, record
 
@@ -31,7 +31,7 @@ def test_flags_count_on_beyond_what_32_bits_hold(frames):
     spec = exchange([whole, Box()], [whole, whole], "a map")
     places = [Held.of(spec, rank) for rank in range(2)]
     view, flags = torch.zeros(1, 2, 3, 2), memoryview(bytearray(2 * 2 * shared.LINE_BYTES)).cast("q")
-    views = {_Region(places[1], (1,), 0): view}
+    views = {_Place(places[1], (1,), 0): view}
     first, second = (
         SharedExchanger(spec, 1, rank, places, views, flags, Memory(channels_last=False), "bcast") for rank in range(2)
     )

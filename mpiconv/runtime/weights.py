@@ -139,7 +139,7 @@ class Weights:
             self._rows[param] = rows if whole else rows.clone()
 
     def _here(self, param: Param, wanted: Span) -> tuple[Span, torch.Tensor | None]:
-        """Which of some rows this rank has in memory or on its disk, one span; none on the root, which has the model."""
+        """Which of some rows this rank has in memory or on its disk, one span; none on the root, which has all."""
         span = self._held(param)[self._team.rank] & wanted
         if self._team.rank == ROOT or not wanted:
             return Span(), None
