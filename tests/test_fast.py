@@ -30,8 +30,9 @@ from mpiconv.runtime.exchange.parts import Memory, Parts
 from mpiconv.runtime.exchange.shared import SharedExchanger, _Place
 from mpiconv.runtime.exchange.wire import WIRES
 from mpiconv.runtime.settings import Settings
-from mpiconv.study.benchmark import AT_ONCE, COMPUTING, EXCHANGING, Benchmark, chart, is_benchmark, page, table, targets
+from mpiconv.study.benchmark import AT_ONCE, COMPUTING, EXCHANGING, Benchmark, is_benchmark, targets
 from mpiconv.study.report import write_report
+from tests.conftest import script
 from tests.simulated import assert_close
 
 needs_onednn = pytest.mark.skipif(not onednn.available(), reason="this torch has no oneDNN with reordered weights")
@@ -352,6 +353,7 @@ def test_help_needs_no_torch():
 
 
 def test_benchmark_file_table_and_page(tmp_path):
+    chart, page, table = (getattr(script("bench_page"), name) for name in ("chart", "page", "table"))
     times = {"ONNX Runtime, 1 thread": [1.0, 1.1, 0.9], "mpiconv 1 rank": [1.0, 1.2], "mpiconv kpm, 2 ranks": [0.5]}
     times[AT_ONCE], times["mpiconv kpm, 2 ranks" + COMPUTING] = [1.0, 1.21, 0.99], [0.4]
     links = {f"mpiconv {scheme}, 2 ranks": [2.0] for scheme in ("kpm", "wpm")}

@@ -18,13 +18,13 @@ from mpiconv.errors import MpiconvError
 from mpiconv.measure import open_results
 from mpiconv.measure.energy import load_profile
 from mpiconv.measure.results import write_results
-from mpiconv.study.benchmark import REFERENCE, Benchmark, rows, table, targets
+from mpiconv.study.benchmark import REFERENCE, Benchmark, rows, targets
 from mpiconv.study.combined import combine, points, write_combined
 from mpiconv.study.report import write_report
 from mpiconv.study.runs import load_run, summary_rows, trace_events, unit_rows
 from mpiconv.study.sweep import why_not_done
 from mpiconv.text import to_json
-from tests.conftest import ROOT, mpiconv
+from tests.conftest import ROOT, mpiconv, script
 from tests.fuzzing import ODD, damaged, fuzzed, sentence_or_answer
 from tests.test_files import other_process
 from tests.test_measure import ATTRIBUTES, record
@@ -59,7 +59,7 @@ def use_combined(path):
 
 def use_benchmark(path):
     result = Benchmark.load(path)
-    assert table(result)
+    assert script("bench_page").table(result)
     assert all(rows(times) for times in result.times.values())
     assert targets(result) is not None
 

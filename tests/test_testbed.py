@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -14,15 +13,12 @@ import pytest
 
 from mpiconv.planner.cluster import Cluster
 from mpiconv.study.sweep import why_not_done
-from tests.conftest import ROOT, execute
+from tests.conftest import ROOT, execute, script
 from tests.endless import ended, endless_run, measuring, wait_until
 
 pytestmark = pytest.mark.alone
 SCRIPT = ROOT / "scripts" / "testbed.py"
-SPEC = importlib.util.spec_from_file_location("testbed", SCRIPT)
-testbed = importlib.util.module_from_spec(SPEC)
-sys.modules["testbed"] = testbed
-SPEC.loader.exec_module(testbed)
+testbed = script("testbed")
 
 
 def test_labs_that_come_along_are_right():

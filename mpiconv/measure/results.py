@@ -86,6 +86,10 @@ def open_results(path: str | Path) -> Any:
     ------
     MpiconvError
         A file is missing, broken, foreign or of another schema_version, or xarray is not installed; named.
+
+    Examples
+    --------
+    >>> mpiconv.open_results("results/demo.h5").latency.median()
     """
     text = str(path)
     if not has_magic(text) or os.path.exists(text):

@@ -74,18 +74,16 @@ def load_model(
     Parameters
     ----------
     name
-        A key of ``REGISTRY``, ``torchvision:NAME`` for a classification model of torchvision where that is installed,
-        or ``package.module:callable`` for your own (called without arguments).
+        A key of ``REGISTRY``, ``torchvision:NAME`` for a model of an installed torchvision, or
+        ``package.module:callable`` for your own (called without arguments).
     weights
         A .pth or .safetensors file; None takes the weights that come with the package, or else random ones.
     num_classes
         Outputs of the last layer; None takes what the weights have, or 10.
     seed
         Where the random weights start.
-    pretrained
-        Whether weights that come with the package are taken; False for random ones.
-    allow_nonfinite
-        Whether weights may be infinite or not a number.
+    pretrained, allow_nonfinite
+        Whether weights that come with the package are taken, and whether weights may be infinite or not a number.
 
     Returns
     -------
@@ -97,8 +95,12 @@ def load_model(
     UsageError
         The name is unknown.
     ModelError
-        The weights cannot be read, have another shape or format, or are not finite; the parameter is named. Or your own
-        callable failed; the line is named.
+        The weights cannot be read, do not fit or are not finite (the parameter is named); or your own callable failed.
+
+    Examples
+    --------
+    >>> mpiconv.load_model("resnet18", num_classes=10).info.input_shape
+    (3, 224, 224)
     """
     entry = _find(name)
     if entry is None:

@@ -52,6 +52,14 @@ def distribute(
     MpiconvError
         On every rank, if the plan is for another number of ranks or another model, a message would be too large, or
         another rank failed.
+
+    Examples
+    --------
+    >>> comm = MPI.COMM_WORLD  # on every rank
+    >>> model = mpiconv.load_model("vgg11") if comm.rank == 0 else None
+    >>> plan = mpiconv.make_plan(model, (1, 3, 227, 227), "wpm", comm.size) if comm.rank == 0 else None
+    >>> with mpiconv.distribute(model, plan, comm) as net:
+    ...     scores = net(torch.rand(1, 3, 227, 227) if comm.rank == 0 else None)
     """
     team = Team.of(MPI.COMM_SELF if comm is None else comm)
     try:
