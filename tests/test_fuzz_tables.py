@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpiconv.cli.sweep_check import run_options
 from mpiconv.errors import MpiconvError
 from mpiconv.measure.energy import load_profile
 from mpiconv.partition import Plan, make_plan
@@ -93,7 +94,7 @@ def use_lab(lab):
 KINDS = {
     "plan": (PLANS, json.dumps, Plan.load, use_plan, MpiconvError),
     "cluster": ([CLUSTER.to_dict()], toml, Cluster.load, use_cluster, MpiconvError),
-    "sweep": ([SWEEP], toml, read_sweep, use_sweep, MpiconvError),
+    "sweep": ([SWEEP], toml, lambda path: read_sweep(path, run_options()), use_sweep, MpiconvError),
     "energy": (
         [PROFILES, ONE_PROFILE],
         toml,
