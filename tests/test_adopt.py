@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import linecache
 import random
 import sys
 from pathlib import Path
@@ -244,3 +246,25 @@ def test_two_hundred_plans_leave_nothing_behind():
             after = resources()
             net.dismiss()
             assert after == before
+
+
+@pytest.mark.parallel([2])
+def test_a_thousand_networks_leave_nothing_behind():
+    """The garbage collector has nothing to find: what a closed network had is free at once."""
+    if not sys.platform.startswith("linux"):
+        return  # counted in /proc; CI runs this on Linux
+    root, counts = COMM.rank == 0, []
+    model = mpiconv.load_model("digits") if root else None
+    plan = make_plan(model, (1, 1, 32, 32), "kpm", 2) if root else None
+    images = torch.zeros(1, 1, 32, 32) if root else None
+    for turn in range(1000):
+        with mpiconv.distribute(model, plan, COMM) as net:
+            net(images)
+        if turn % 499 == 1:
+            counts.append(resources())
+            gc.collect()
+            counts[-1] |= {"texts": len(linecache.cache), "objects": len(gc.get_objects())}
+    first, *_, last = counts
+    grown = last.pop("objects") - first.pop("objects")
+    assert last == first
+    assert grown < 500

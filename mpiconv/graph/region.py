@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import linecache
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,9 +83,18 @@ def cut(captured: Captured, values: Mapping[fx.Node, Any], wanted: fx.Node, skip
     if wanted.op != "output":
         graph.output(copies[wanted])
     tensors = {str(node.target): captured.tensors[str(node.target)] for node in members if node.op == "get_attr"}
-    flat = fx.GraphModule(dict(sorted(tensors.items())), graph).eval()
+    flat = _forgotten_with(fx.GraphModule(dict(sorted(tensors.items())), graph).eval())
     flops = sum(flops_of(node) for node in members if not isinstance(values.get(node), Map) or node is skip)
     return Region(Packed(flat, captured).eval() if wanted.op == "output" else flat, flat, tuple(arguments), flops)
+
+
+def _forgotten_with(module: fx.GraphModule) -> fx.GraphModule:
+    """The module. torch.fx keeps the text of its code for tracebacks, now no longer than the module itself."""
+    name = type(module).forward.__code__.co_filename
+    kept = getattr(getattr(fx.graph_module, "_loader", None), "eval_cache", {})
+    for texts in (linecache.cache, kept):
+        weakref.finalize(module, texts.pop, name, None)
+    return module
 
 
 def _ordered(graph: fx.Graph, node: fx.Node, order: str) -> fx.Node:

@@ -97,6 +97,8 @@ class Builder:
         Which unit first made what is not finite.
     weights
         The rows of weights that this rank has.
+    memory
+        How the maps of all its plans lie in memory.
     """
 
     def __init__(self, team: Team, settings: Settings, model: Model, params: Sequence[str]) -> None:
@@ -118,6 +120,7 @@ class Builder:
         asked = bool(settings.readers or cached)
         self.weights = Weights(team, model.state, stores, asked=asked)
         self.guard = Guard(settings.guard)
+        self.memory = Memory(channels_last=channels_last(settings.compute))
         self._units = LocalUnits(team.rank, self.weights, settings, model.modules, model.state)
 
     def check(self, plan: Plan, batch: int) -> None:
@@ -139,9 +142,8 @@ class Builder:
             self._cache.keep(came)
         computes = self._units.adopt(carried)
         guarded = self.guard.around(plan, computes, self._team.rank)
-        memory = Memory(channels_last=channels_last(self._settings.compute))
         wire, ahead = WIRES[self._settings.wire], self._settings.in_flight > 1
-        slots = tuple(Slot(carried, each, memory, wire, guarded, ahead=ahead) for each in self._teams)
+        slots = tuple(Slot(carried, each, self.memory, wire, guarded, ahead=ahead) for each in self._teams)
         return Built(plan, slots, tuple(self._units.paced), self._units.weight_bytes)
 
     def close(self) -> None:

@@ -48,6 +48,11 @@ class Engine:
         buffers = (e.buffer for slot in slots for parts in slot.exchangers.values() for e in parts)
         self._reused = {buffer.untyped_storage().data_ptr() for buffer in buffers if buffer is not None}
 
+    def close(self) -> None:
+        """Let go of the slots and of who makes others."""
+        self.adopt(())
+        self._adopt_as_ordered = tuple
+
     def next_kind(self) -> Kind:
         """Wait for the next order and look at it without taking it; ADOPT is obeyed right away. Not on rank 0."""
         while True:
@@ -61,7 +66,7 @@ class Engine:
         """The outputs of all batches in order; without a feed until rank 0 orders something else, which is left."""
         ended = False
         while self._queue or not ended:
-            while self._queue.idle and not ended and self._next_is_there():
+            while self._queue.idle and not ended and (self._team.rank == ROOT or self.orders.reached()):
                 if self._team.rank == ROOT:
                     ended = not self._feed(feed)
                     continue
@@ -93,9 +98,6 @@ class Engine:
             return False
         self.run(images)
         return True
-
-    def _next_is_there(self) -> bool:
-        return self._team.rank == ROOT or self.orders.reached()
 
     def _go_on(self, *, ended: bool) -> None:
         """Do what one frame can do, or wait until something can be done."""

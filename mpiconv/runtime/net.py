@@ -97,7 +97,7 @@ class DistributedNet(Session):
             A rank failed while it ran; the network cannot be used again.
         """
         self._open.end()
-        copied = self._built.slots[0].memory.format if copy and self.settings.in_flight > 1 else None
+        copied = self._builder.memory.format if copy and self.settings.in_flight > 1 else None
         stream = self._stream(Feed(batches if self._is_root else None, self._checked, copied))
         next(stream)  # from here on leaving it tells the others
         self._open.begin(stream)

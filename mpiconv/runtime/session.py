@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import TracebackType
 
 from mpiconv.errors import UsageError
@@ -152,7 +153,8 @@ class Session:
                 self._built.close()
                 self._builder.close()
                 self.team.close()
-        self._engine.adopt(())
+        self._engine.close()
+        self._built = replace(self._built, slots=())  # shared memory is given back with the last who knows of it
         self._recorder.close()
         self._health.broken = self._health.broken or "it was closed"
 
