@@ -1,4 +1,4 @@
-"""``mpiconv plan``: make, show and save a plan."""
+"""``mpiconv plan``: make, show and save a plan: of a named scheme, or the best for a cluster."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``mpiconv plan``."""
     add_model_options(parser)
     add_split_options(parser)
+    parser.add_argument(
+        "--cluster",
+        metavar="FILE.toml",
+        help="choose a plan for the devices and links that mpiconv probe measured: says first what to do and what it "
+        "gains, then the alternatives; all of it estimated, no device needed",
+    )
     parser.add_argument("--ranks", type=positive, metavar="N", help="number of ranks (default: 2)")
     parser.add_argument("--plan", metavar="FILE", help="show this plan instead of making one")
     parser.add_argument(
@@ -23,6 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan; exit status 0."""
+    if arguments.cluster:
+        from mpiconv.cli.plan_choice import choose
+
+        return choose(arguments)
     from mpiconv.cli.setup import build_model, plan_for, saved_plan
     from mpiconv.text import to_json
 

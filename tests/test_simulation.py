@@ -1,0 +1,212 @@
+"""Frames on clusters, simulated: against times worked out by hand, and what has to hold for any plan."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from mpiconv.errors import ModelError
+from mpiconv.graph.trace import trace
+from mpiconv.partition import SCHEMES, make_plan
+from mpiconv.partition.schedule import schedule
+from mpiconv.planner.candidates import candidates, estimate, speed_shares
+from mpiconv.planner.cluster import UNIT_KINDS, Cluster, Device, Link
+from mpiconv.planner.simulation import Links, _exchanged, simulate
+from mpiconv.planner.speed import CALL_S, kind_of, unit_seconds
+from tests.conftest import mpiconv as run
+from tests.random_nets import SHARES, nets
+
+
+def cluster(*speeds: float, rate: float = 1e6, alpha: float = 1e-3, medium: str = "switch", hosts: str = "") -> Cluster:
+    """Devices of these GFLOP/s in all kinds, with equal links; ``hosts`` has a letter for each."""
+    names = hosts or "".join(chr(97 + i) for i in range(len(speeds)))
+    kinds = [dict.fromkeys(UNIT_KINDS, speed) for speed in speeds]
+    devices = [Device(name, 1, 1, 0, speed, 1e29) for name, speed in zip(names, kinds, strict=True)]
+    pairs = [(a, b) for a in range(len(devices)) for b in range(len(devices)) if a != b]
+    return Cluster(tuple(devices), tuple(Link(a, b, alpha, rate) for a, b in pairs), medium)
+
+
+def two_convolutions() -> nn.Module:
+    """Maps of 8 x 10 x 10 throughout."""
+    return nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)).eval()
+
+
+FLOPS = 2 * 8 * 9 * 8 * 100
+MAP_BYTES = 4 * 8 * 100
+
+
+def test_one_device_computes_one_unit_after_the_other():
+    plan = make_plan(two_convolutions(), (1, 8, 10, 10))
+    found = estimate(plan, cluster(100.0))
+    assert found.latency_s == pytest.approx(3 * CALL_S + 2 * FLOPS / 100e9)
+    assert found.stamps_s[0, 1, 0] == found.stamps_s[0, 0, 2]
+
+
+def test_kernels_on_two_devices():
+    """The picture goes out, each computes half, the halves cross, each computes half, one half comes home."""
+    plan = make_plan(two_convolutions(), (1, 8, 10, 10), "kpm", 2)
+    found = simulate(schedule(plan, lambda _: "messages"), cluster(100.0, 100.0))
+    half = CALL_S + FLOPS / 2 / 100e9
+    move = 1e-3 + MAP_BYTES / 2 / 1e6
+    there = 1e-3 + MAP_BYTES / 1e6
+    assert found.stamps_s[1, 0, 1] == pytest.approx(there)
+    assert found.stamps_s[0, 0, 1] == pytest.approx(0, abs=1e-12)
+    assert found.stamps_s[0, 1, 1] == pytest.approx(there + half + move)
+    crossed = MAP_BYTES / 1e6 + move  # rank 0's half follows the picture on its link
+    assert found.stamps_s[1, 1, 1] == pytest.approx(max(there + half, crossed))
+    assert found.latency_s == pytest.approx(max(there + half, crossed) + half + move + CALL_S)
+
+
+@pytest.mark.parametrize(("medium", "parts"), [("switch", 3), ("shared", 12)])
+def test_on_a_shared_medium_one_message_follows_the_other(medium, parts):
+    """Four ranks have a quarter each and need all: each sends three quarters at once, or twelve go one by one."""
+    plan = make_plan(two_convolutions(), (1, 8, 10, 10), "kpm", 4)
+    links = Links(cluster(*[100.0] * 4, alpha=0, medium=medium))
+    arrived, sent = _exchanged(plan.exchanges[0], np.zeros(4), links, 1)
+    assert arrived.max() == pytest.approx(parts * MAP_BYTES / 4 / 1e6)
+    assert (sent == 0).all(), "small messages leave at once"
+
+
+def test_a_halo_waits_for_the_neighbour_alone():
+    """The last of four devices is slow: the second unit of the first two does not wait for it."""
+    net = nn.Sequential(*[nn.Conv2d(8, 8, 3, padding=1) for _ in range(2)]).eval()
+    plan = make_plan(net, (1, 8, 40, 10), "wpm", 4)
+    even, lame = (estimate(plan, cluster(100.0, 100.0, 100.0, last, rate=1e9, alpha=1e-6)) for last in (100.0, 0.1))
+    assert lame.stamps_s[:2, 1, 2] == pytest.approx(even.stamps_s[:2, 1, 2])
+    assert lame.stamps_s[2, 1, 1] > 10 * even.stamps_s[2, 1, 1]
+    assert lame.latency_s > 10 * even.latency_s
+
+
+def test_what_travels_while_the_rest_is_computed_is_not_waited_for():
+    net = nn.Sequential(nn.Conv2d(16, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1)).eval()
+    plan = make_plan(net, (1, 16, 32, 32), "kpm", 2)
+    on = cluster(0.5, 0.5, rate=2e6)
+    apart = simulate(schedule(plan, lambda _: "messages"), on)
+    together = simulate(schedule(plan, lambda _: "messages", overlap=lambda _: True), on)
+    assert together.latency_s < apart.latency_s - 0.3 * 4 * 32 * 1024 / 2e6
+
+
+def test_ranks_of_one_host_need_no_link():
+    plan = make_plan(two_convolutions(), (1, 8, 10, 10), "kpm", 2)
+    apart, beside = (estimate(plan, cluster(100.0, 100.0, rate=1e3, hosts=hosts)) for hosts in ("ab", "aa"))
+    assert beside.latency_s < 1e-3 < apart.latency_s
+
+
+def test_a_cluster_of_another_size_is_refused():
+    plan = make_plan(two_convolutions(), (1, 8, 10, 10), "kpm", 2)
+    with pytest.raises(ValueError, match="a plan for 2 ranks on a cluster of 3 devices"):
+        estimate(plan, cluster(1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("layer", "kind"),
+    [
+        (nn.Conv2d(4, 4, 1), "conv1x1"),
+        (nn.Conv2d(4, 4, 2), "conv3x3"),
+        (nn.Conv2d(4, 4, (1, 7)), "conv7x7"),
+        (nn.Conv2d(4, 4, 9), "conv11x11"),
+        (nn.Conv2d(4, 4, 3, groups=4), "depthwise3x3"),
+        (nn.Conv2d(4, 4, 3, groups=2), "conv3x3"),
+        (nn.ConvTranspose2d(4, 4, 4), "conv5x5"),
+    ],
+)
+def test_kinds(layer, kind):
+    assert kind_of(trace(nn.Sequential(layer), (4, 12, 12)).graph.units[0].layers[0]) == kind
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(nets(), st.sampled_from(sorted(SCHEMES)), SHARES, st.sampled_from(["switch", "shared"]), st.booleans())
+def test_any_plan(net, scheme, shares, medium, overlapped):
+    """Time does not go back, the root takes at least what it computes, faster devices and links never hurt."""
+    model, picture = net
+    try:
+        plan = make_plan(model, (1, *picture), scheme, len(shares), shares)
+    except ModelError:
+        assume(False)
+    carried = schedule(plan, lambda _: "messages", overlap=lambda _: overlapped)
+    count = len(shares)
+    each = [cluster(*[speed] * count, rate=rate, medium=medium) for speed, rate in ((1.0, 1e5), (2.0, 1e7))]
+    slow, fast = (simulate(carried, one) for one in each)
+    stamps = slow.stamps_s.reshape(count, -1)
+    assert (np.diff(stamps, axis=1) >= 0).all()
+    assert fast.latency_s <= slow.latency_s
+    boxes = [row[0] for row in plan.owned]
+    alone = sum(unit_seconds(each[0].devices[0], u, box) for u, box in zip(plan.graph.units, boxes, strict=True))
+    assert slow.latency_s >= alone * (1 - 1e-9)
+
+
+def test_the_candidates_of_a_slow_link_and_of_a_fast_one():
+    """VGG11 is not split over 0.1 MB/s, and is over 1 GB/s; where one device is much faster it does all."""
+    graph = trace(nn.Sequential(*[nn.Conv2d(32, 32, 3, padding=1) for _ in range(4)]).eval(), (32, 64, 64)).layers
+    slow, quick = (candidates(graph, cluster(1.0, 1.0, rate=rate, alpha=1e-5)) for rate in (1e5, 1e9))
+    assert slow[0].name == "all on a"
+    assert quick[0].devices == [0, 1]
+    assert quick[0].latency_s < 0.6 * slow[0].latency_s
+    uneven = candidates(graph, cluster(0.1, 10.0, rate=1e7))
+    assert uneven[0].name == "all on b"
+    assert uneven[0].bytes_moved == 2 * 4 * 32 * 64 * 64
+    assert [c.latency_s for c in uneven] == sorted(c.latency_s for c in uneven)
+    assert speed_shares(cluster(1.0, 3.0)) == [1.0, 3.0]
+
+
+def test_weights_that_find_no_room():
+    graph = trace(nn.Sequential(nn.Conv2d(64, 64, 3), nn.Conv2d(64, 64, 3)).eval(), (64, 9, 9)).layers
+    whole = 4 * 2 * (64 * 64 * 9 + 64)
+    small = [Device(n, 1, 1, int(1.2 * whole), dict.fromkeys(UNIT_KINDS, 1.0), 1e29) for n in "ab"]
+    found = candidates(graph, Cluster(tuple(small), cluster(1.0, 1.0).links))
+    assert found
+    assert all(max(c.weight_bytes) <= 0.6 * whole for c in found)
+
+
+def saved(tmp_path, *speeds: float, rate: float) -> str:
+    path = tmp_path / "cluster.toml"
+    cluster(*speeds, rate=rate).save(path)
+    return str(path)
+
+
+def test_plan_says_what_to_do_in_a_sentence(tmp_path):
+    alone = run(0, "plan", "--model", "vgg11", "--cluster", saved(tmp_path, 1.0, 30.0, rate=3e6))
+    assert alone.status == 0, alone.err
+    first = alone.out.splitlines()[0]
+    assert re.fullmatch(
+        r"Do not split: run it all on b, \S+ m?s a picture, \S+ x faster than a alone\. The .*", first
+    ), first
+    assert "Estimated from" in alone.out
+    split = run(0, "plan", "--model", "vgg11", "--cluster", saved(tmp_path, 1.0, 1.0, rate=1e9))
+    assert split.out.startswith("Split it: ")
+
+
+def test_the_best_plan_is_saved_and_runs(tmp_path):
+    words = ["plan", "--model", "digits", "--cluster", saved(tmp_path, 0.01, 0.01, rate=1e9)]
+    ended = run(0, *words, "--save", tmp_path / "p.json", "--json")
+    assert ended.json["estimated"] is True
+    assert ended.json["best"] == ended.json["candidates"][0]["name"]
+    times = [each["latency_s"] for each in ended.json["candidates"]]
+    assert times == sorted(times)
+    done = run(2, "run", "--model", "digits", "--plan", tmp_path / "p.json", "--repeats", 2, "--check", "--json")
+    assert done.status == 0, done.err
+    assert done.json["check"]["max_rel_error"] <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [
+        (["--scheme", "kpm"], "--cluster chooses a plan by itself: leave --scheme out"),
+        (["--ranks", "2"], "leave --ranks out"),
+    ],
+)
+def test_what_does_not_go_with_a_cluster(more, word, tmp_path):
+    ended = run(0, "plan", "--model", "digits", "--cluster", saved(tmp_path, 1.0, 1.0, rate=1e6), *more)
+    assert ended.status == 2
+    assert word in ended.errors[0]
+
+
+def test_a_cluster_that_is_missing():
+    ended = run(0, "plan", "--model", "digits", "--cluster", "nowhere.toml")
+    assert ended.status == 1
+    assert "nowhere.toml" in ended.errors[0]
