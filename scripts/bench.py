@@ -408,6 +408,8 @@ STARTS = {
             "-m",
             "mpiconv",
             "run",
+            "--scheme",
+            "kpm",
             "--repeats",
             "1",
             "--warmup",

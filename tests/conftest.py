@@ -93,3 +93,18 @@ def mpiconv(ranks: int, *words: object, timeout: float = 120, cwd: Path | None =
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def file_of(tmp_path_factory):
+    """Cluster files of fast devices with links between them."""
+    from tests.test_simulation import cluster
+
+    folder = tmp_path_factory.mktemp("clusters")
+
+    def file(devices: int, rate: float = 1e8) -> str:
+        path = folder / f"{devices}-{rate:g}.toml"
+        cluster(*[1.0] * devices, rate=rate).save(path)
+        return str(path)
+
+    return file

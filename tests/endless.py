@@ -74,7 +74,18 @@ def ended(process, seconds=SECONDS_TO_END) -> Ended:
 
 def endless_run(folder: Path, *launcher, more=()):
     """A run that answers into ``folder`` and writes its results there; started by ``launcher``."""
-    words = ["--model", "digits", "--repeats", 1000000, "--answers", folder / "a", "--output", folder / "r.h5"]
+    words = [
+        "--model",
+        "digits",
+        "--scheme",
+        "kpm",
+        "--repeats",
+        1000000,
+        "--answers",
+        folder / "a",
+        "--output",
+        folder / "r.h5",
+    ]
     return started([*launcher, sys.executable, "-m", "mpiconv", "run", *words, *more])
 
 

@@ -91,8 +91,8 @@ def test_kpm_traffic_counted_at_run_time(gather, elements):
 def test_digits_are_read_right(tmp_path):
     answers, out = tmp_path / "answers.jsonl", tmp_path / "new" / "digits.h5"
     ended = mpiconv(
-        2, "run", "--model", "digits", "--image", *DIGITS, "--batch", 4, "--repeats", 5, "--check", "--json",
-        "--answers", answers, "--output", out,
+        2, "run", "--model", "digits", "--image", *DIGITS, "--scheme", "kpm", "--batch", 4, "--repeats", 5, "--check",
+        "--json", "--answers", answers, "--output", out,
     )  # fmt: skip
     assert ended.status == 0, ended.err
     report = ended.json

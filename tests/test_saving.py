@@ -142,7 +142,7 @@ def test_no_every(text):
         Every.of(text)
 
 
-@pytest.mark.parametrize("words", [["--in-flight", "1"], ["--in-flight", "3", "--scheme", "wpm"]])
+@pytest.mark.parametrize("words", [["--in-flight", "1", "--scheme", "kpm"], ["--in-flight", "3", "--scheme", "wpm"]])
 def test_what_is_saved_between_counts_once(tmp_path, words):
     out, answers = tmp_path / "r.h5", tmp_path / "a.jsonl"
     words = ["--model", "digits", "--repeats", 23, *words, "--output", out, "--answers", answers, "--json"]

@@ -13,6 +13,7 @@ from torch import nn
 from mpiconv.errors import ModelError
 from mpiconv.graph.trace import trace
 from mpiconv.partition import SCHEMES, make_plan
+from mpiconv.partition.plan import at_work
 from mpiconv.partition.schedule import schedule
 from mpiconv.planner.candidates import candidates, estimate, speed_shares
 from mpiconv.planner.cluster import UNIT_KINDS, Cluster, Device, Link
@@ -145,7 +146,7 @@ def test_the_candidates_of_a_slow_link_and_of_a_fast_one():
     graph = trace(nn.Sequential(*[nn.Conv2d(32, 32, 3, padding=1) for _ in range(4)]).eval(), (32, 64, 64)).layers
     slow, quick = (candidates(graph, cluster(1.0, 1.0, rate=rate, alpha=1e-5)) for rate in (1e5, 1e9))
     assert slow[0].name == "all on a"
-    assert quick[0].devices == [0, 1]
+    assert at_work(quick[0].plan) == [0, 1]
     assert quick[0].latency_s < 0.6 * slow[0].latency_s
     uneven = candidates(graph, cluster(0.1, 10.0, rate=1e7))
     assert uneven[0].name == "all on b"

@@ -11,6 +11,7 @@ import pytest
 
 from mpiconv.errors import MpiconvError
 from mpiconv.measure import open_results
+from mpiconv.runtime.trials import WARM
 from mpiconv.study.sweep import is_done, why_not_done
 from tests.conftest import ROOT, execute, mpiconv
 from tests.endless import REPEATS, EndlessSweep, ended, endless_run, measuring, started, wait_until
@@ -47,6 +48,18 @@ def test_a_rank_is_signalled(ranks, rank, name, words, tmp_path):
     assert done.err.count(f"mpiconv: note: ended by {name} after {found} of 5000 repeats") == 1
     assert done.json["check"]["equal"] or "wpm" in words
     assert len(done.json["predictions"]) == found
+
+
+def test_while_plans_are_tried(file_of, tmp_path):
+    """What the last plan was measured to take is written, under its scheme."""
+    out, (warmup, warm, timed) = tmp_path / "r.h5", (2, WARM, 3)
+    words = ["--scheme", "auto", "--cluster", file_of(2), "--repeats", 5000, "--warmup", warmup, "--output", out]
+    done = signalled(2, 0, "SIGUSR1", FRAME, warmup + warm + timed, *words, "--check", "--json")
+    assert done.status == 0, done.err
+    assert done.json["scheme"] == "single"
+    run = open_results(out)
+    assert (run.attrs["ended_early"], run.attrs["scheme"]) == ("SIGUSR1", "single")
+    assert len(run.latency) == warm + timed
 
 
 def test_pictures_without_an_answer_are_counted(tmp_path):
@@ -164,7 +177,7 @@ def batch_script(tmp_path, name, *words, **environment):
 
 
 def test_the_script_of_a_run_ends_with_its_status(tmp_path):
-    words = ["--model", "digits", "--repeats", 1000000, "--answers", tmp_path / "a"]
+    words = ["--model", "digits", "--scheme", "kpm", "--repeats", 1000000, "--answers", tmp_path / "a"]
     with batch_script(
         tmp_path, "run.sbatch", *words, OUTPUT=str(tmp_path / "r.h5"), MPIRUN="mpirun -n 2", SLURM_CPUS_PER_TASK="2"
     ) as process:

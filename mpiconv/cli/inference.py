@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from mpi4py import MPI
-from tqdm import tqdm
 
+from mpiconv.cli import auto
 from mpiconv.cli.crowding import crowded
 from mpiconv.cli.gain import gain_over_one
 from mpiconv.cli.notes import note
 from mpiconv.cli.options import pace_of, settings_of
+from mpiconv.cli.running import Running
 from mpiconv.cli.saving import Results, check_outputs
 from mpiconv.cli.sending import sending_bar
-from mpiconv.cli.setup import REPEATS, Job, prepare
+from mpiconv.cli.setup import Job, prepare, repeats_of
 from mpiconv.cli.startup import Startup
 from mpiconv.cli.tables import latency, ranks_at_work, summary, throughput_fps, weights_moved, where_time_went
-from mpiconv.data.datasets import LabelledPictures
-from mpiconv.data.pictures import ahead
 from mpiconv.errors import MpiconvError, UsageError
 from mpiconv.job import launcher
 from mpiconv.job.control import on_root
 from mpiconv.job.stopping import Stopping
 from mpiconv.job.team import Team
-from mpiconv.job.world import default_timeout_s, join_world, leave, on_terminal
+from mpiconv.job.world import default_timeout_s, join_world, leave
 from mpiconv.measure import Record
 from mpiconv.measure.results import write_results
 from mpiconv.partition.plan_text import idle
@@ -65,15 +61,19 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     torch.set_num_threads(arguments.threads)
     startup.done("imports and MPI")
 
+    pace = pace_of(arguments, team.rank, team.size)
+    cluster = auto.find_cluster(arguments, team, pace)
+    if cluster is not None and team.size > 1:
+        startup.done("probe")
+
     def ready() -> Job:
         check_outputs(arguments)
-        return prepare(arguments, team.size)
+        return prepare(arguments, team.size, cluster)
 
     job = on_root(team, ready, what="loading the network and the pictures")
     crowd = crowded(arguments, team)
     if job is not None:
         _notes(arguments, job, crowd)
-    pace = pace_of(arguments, team.rank, team.size)
     settings = _with_file(arguments, settings_of(arguments, pace), team)
     startup.done("model, plan and pictures")
     bar = sending_bar(quiet=arguments.quiet) if job else None
@@ -83,11 +83,13 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     stopping = Stopping(team, caught)
     caught.at_once = False
     if job is None:
-        outputs, done = list[Any](), net.follow(stopping.look)
+        done = net.follow(stopping.look)
     else:
-        results = _results(arguments, job, net, startup)
-        outputs, done = _run_all(arguments, job, net, stopping, startup, results)
+        running = Running(arguments, job, net, stopping, startup)
+        results = _results(running, net, startup)
+        running.run_all(results)
         net.dismiss()
+        job, done = running.job, running.measured
     ended_early = stopping.settle()
     if done < 1:
         raise MpiconvError(
@@ -99,8 +101,8 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     status = 0
     if job is not None and record is not None:
         if ended_early:
-            _tell_early(ended_early, done, job, arguments)
-        status = _finish(arguments, job, record, outputs, net, ended_early, startup, results, gain, not_finite)
+            _tell_early(ended_early, running.done, job, arguments)
+        status = _finish(running, record, net, ended_early, startup, results, gain, not_finite)
     leave(team)
     return status
 
@@ -123,64 +125,17 @@ def _with_file(arguments: argparse.Namespace, settings: Settings, team: Team) ->
     return replace(settings, weights_file=path, readers=readers)
 
 
-def _frames(arguments: argparse.Namespace, job: Job) -> int:
-    """Measured inferences: as many as asked for, and every picture at least once."""
-    unasked = 1 if isinstance(job.pictures, LabelledPictures) else REPEATS
-    return max(int(arguments.repeats or unasked), job.batches)
-
-
-def _results(arguments: argparse.Namespace, job: Job, net: DistributedNet, startup: Startup) -> Results:
+def _results(running: Running, net: DistributedNet, startup: Startup) -> Results:
     """The files that are to be written."""
+    arguments = running.arguments
 
     def write(record: Record, ended_early: str, check: dict[str, Any] | None, about: dict[str, Any]) -> None:
-        found = _attributes(arguments, job, check, net, record, ended_early) | about
-        write_results(arguments.output, record, job.profile, found | {"startup_s": startup.seconds})
+        found = _attributes(arguments, running.job, check, net, record, ended_early) | about
+        if running.tried:
+            found["auto_tried"] = to_json(auto.as_list(running.tried))
+        write_results(arguments.output, record, running.job.profile, found | {"startup_s": startup.seconds})
 
     return Results(arguments, write)
-
-
-def _run_all(
-    arguments: argparse.Namespace,
-    job: Job,
-    net: DistributedNet,
-    stopping: Stopping,
-    startup: Startup,
-    results: Results,
-) -> tuple[list[Any], int]:
-    """Run all inferences on the root, or those until a signal.
-
-    Returns the outputs of the first pass over the pictures, batch by batch, and how many inferences were measured.
-    """
-    outputs: list[Any] = []
-    first = job.batch(0)
-    for _ in net.stream(_until_signal(itertools.repeat(first, arguments.warmup), stopping), copy=False):
-        startup.done("first picture")
-    net.reset()
-    frames, done, more = _frames(arguments, job), 0, True
-    batches = itertools.repeat(first, frames) if job.batches == 1 else ahead(job.batch, frames, net.settings.in_flight)
-    batches = _until_signal(batches, stopping)
-    hidden = arguments.quiet or not on_terminal()
-    with (
-        closing(results.answers) as answers,
-        tqdm(total=frames, desc="inferences", unit="", disable=hidden, file=sys.stderr) as bar,
-    ):
-        while more:
-            for output in net.stream(results.until_due(batches), copy=False):
-                startup.done("first picture")
-                done += 1
-                bar.update()
-                if done > job.batches:
-                    continue
-                outputs.append(output)
-                if arguments.answers:
-                    for line in answers_of(output, done - 1, job.pictures, job.info):
-                        answers.add({key: line[key] for key in ("index", "label", "score")})
-            more = results.save_so_far(net, done < frames and not stopping.look())
-    return outputs, done
-
-
-def _until_signal(batches: Iterable[torch.Tensor], stopping: Stopping) -> Iterator[torch.Tensor]:
-    return itertools.takewhile(lambda _: not stopping.look(), batches)
 
 
 def _tell_early(name: str, done: int, job: Job, arguments: argparse.Namespace) -> None:
@@ -188,15 +143,13 @@ def _tell_early(name: str, done: int, job: Job, arguments: argparse.Namespace) -
     missed = len(job.pictures) - min(done * job.plan.batch, len(job.pictures))
     files = bool(arguments.image or arguments.data)
     pictures = f"; {missed} of {len(job.pictures)} pictures have no answer" if missed and files else ""
-    frames = _frames(arguments, job)
+    frames = repeats_of(arguments, job.pictures)
     launcher.tell(f"mpiconv: note: ended by {name} after {done} of {frames} repeats{pictures}")
 
 
 def _finish(
-    arguments: argparse.Namespace,
-    job: Job,
+    running: Running,
     record: Record,
-    outputs: list[Any],
     net: DistributedNet,
     ended_early: str,
     startup: Startup,
@@ -205,6 +158,7 @@ def _finish(
     not_finite: str,
 ) -> int:
     """What rank 0 does with the outputs and measurements of all ranks."""
+    arguments, job, outputs = running.arguments, running.job, running.outputs
     results.save(record, ended_early)  # before the rest, which may fail or be ended
     check = compared(job.model, job.plan, job.batch, outputs, net.settings) if arguments.check else None
     predictions = [
@@ -221,11 +175,16 @@ def _finish(
     if ended_early and results.path:
         launcher.tell(f"mpiconv: note: results of {counted(len(record.latency_s), 'repeat')} in {results.path}")
     if arguments.json:
-        print(to_json(_report(job, record, predictions, check, results) | _weights(net) | right | {"gain": gain}))
+        tried = {"auto": auto.as_list(running.tried)} if running.tried else {}
+        print(
+            to_json(_report(job, record, predictions, check, results) | _weights(net) | right | tried | {"gain": gain})
+        )
     else:
         print(summary(job, record, predictions, check, results.paused_s, gain))
         if right:
             print(f"accuracy {right['accuracy']:.2%} of {right['answered']} pictures ({arguments.data})")
+        if running.tried:
+            print(auto.verdict(running.tried, job.plan.batch))
         if not arguments.quiet:
             print(weights_moved(*_weights(net).values()))
             print(where_time_went(record))
@@ -336,7 +295,7 @@ def _notes(arguments: argparse.Namespace, job: Job, crowd: list[str]) -> None:
     if job.plan.ranks == 1:
         notes.append("running on one rank; start more with: mpirun -n 2 mpiconv run ... (README: across devices)")
     units = len(job.plan.graph.body)
-    for rank, names in idle(job.plan).items():
+    for rank, names in idle(job.plan).items() if job.cluster is None else ():
         where = "any unit" if len(names) == units else ", ".join(names)
         notes.append(f"rank {rank} has nothing to compute in {where}")
     if not job.info.trained:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 SPLIT = {"scheme": "kpm", "gather": "pool", "head": "root", "batch": 1}
 """What counts where neither an option nor a saved plan says."""
 
+AUTO = "auto"
+"""In place of a scheme's name: the planner chooses, for the devices and links that are there."""
+
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """What is computed: model, weights, classes, input size, batch, seed."""
@@ -73,10 +76,14 @@ def add_weights_from(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_split_options(parser: argparse.ArgumentParser) -> None:
+def add_split_options(parser: argparse.ArgumentParser, *, usual: str) -> None:
     """Who computes what: scheme, shares, offload, gather, head."""
     group = parser.add_argument_group("split")
-    group.add_argument("--scheme", help="single, kpm (kernels), wpm (rows), grid, fused or replicated (default: kpm)")
+    group.add_argument(
+        "--scheme",
+        help="single, kpm (kernels), wpm (rows), grid, fused, replicated, or auto: what is fastest on these devices "
+        f"(default: {usual})",
+    )
     group.add_argument(
         "--shares", type=shares, metavar="A,B,...", help="one number per rank on any scale, 0 for none (default: equal)"
     )

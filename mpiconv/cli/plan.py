@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mpiconv.cli.options import add_model_options, add_split_options, named, positive
+from mpiconv.cli.options import AUTO, add_model_options, add_split_options, named, positive
 from mpiconv.errors import UsageError
 from mpiconv.words import counted
 
@@ -12,7 +12,7 @@ from mpiconv.words import counted
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``mpiconv plan``."""
     add_model_options(parser)
-    add_split_options(parser)
+    add_split_options(parser, usual="kpm; auto with --cluster")
     parser.add_argument(
         "--cluster",
         metavar="FILE.toml",
@@ -33,6 +33,11 @@ def run(arguments: argparse.Namespace) -> int:
         from mpiconv.cli.plan_choice import choose
 
         return choose(arguments)
+    if arguments.scheme == AUTO and not arguments.plan:
+        raise UsageError(
+            f"--scheme {AUTO} chooses for the devices and links at hand: give them as --cluster FILE.toml, as mpiconv "
+            "probe --out FILE.toml writes them"
+        )
     from mpiconv.cli.setup import build_model, plan_for, saved_plan
     from mpiconv.text import to_json
 

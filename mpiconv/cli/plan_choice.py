@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mpiconv.cli.options import AUTO
 from mpiconv.cli.setup import build_model
 from mpiconv.cli.tables import align
 from mpiconv.errors import MpiconvError, UsageError
 from mpiconv.graph.trace import trace
+from mpiconv.partition.plan import at_work
 from mpiconv.planner.candidates import Candidate, candidates
 from mpiconv.planner.cluster import Cluster
 from mpiconv.text import to_json
@@ -22,7 +24,7 @@ SHOWN = 8
 def choose(arguments: argparse.Namespace) -> int:
     """Print what to do and the alternatives, all of it estimated; save the best plan if that is asked for."""
     for name in ("scheme", "shares", "offload", "gather", "head", "ranks", "plan"):
-        if getattr(arguments, name) is not None:
+        if getattr(arguments, name) not in (None, AUTO):
             raise UsageError(f"--cluster chooses a plan by itself: leave --{name} out, or leave --cluster out")
     cluster = Cluster.load(arguments.cluster)
     model, info = build_model(arguments)
@@ -54,16 +56,16 @@ def choose(arguments: argparse.Namespace) -> int:
 def sentence(found: Sequence[Candidate], cluster: Cluster) -> str:
     """What to do and what it gains over device 0 alone, in a sentence or two."""
     best, first = found[0], cluster.devices[0].host
-    own = next((each for each in found if each.name.startswith("all on") and each.devices == [0]), None)
+    own = next((each for each in found if each.name.startswith("all on") and at_work(each.plan) == [0]), None)
     takes = f"{seconds(best.latency_s)} a {'picture' if best.plan.batch == 1 else 'batch'}"
     gain = ""
     if own is not None and own is not best:
         gain = f", {own.latency_s / best.latency_s:.1f} x faster than {first} alone"
-    if len([rank for rank in best.devices if rank]) <= 1 and best.name.startswith(("all on", "body on")):
+    if len([rank for rank in at_work(best.plan) if rank]) <= 1 and best.name.startswith(("all on", "body on")):
         split = next((each for each in found if not each.name.startswith(("all on", "body on"))), None)
         other = f" The fastest split, {split.name}, takes {seconds(split.latency_s)}." if split is not None else ""
         return f"Do not split: run it {best.name}, {takes}{gain}.{other}"
-    return f"Split it: {best.name}, over {counted(len(best.devices), 'device')}, {takes}{gain}."
+    return f"Split it: {best.name}, over {counted(len(at_work(best.plan)), 'device')}, {takes}{gain}."
 
 
 def table(found: Sequence[Candidate]) -> list[str]:
@@ -94,7 +96,7 @@ def as_dict(found: Sequence[Candidate], path: str | Path) -> dict[str, Any]:
                 "latency_s": each.latency_s,
                 "bytes_moved": each.bytes_moved,
                 "weight_bytes": each.weight_bytes,
-                "devices": each.devices,
+                "devices": at_work(each.plan),
             }
             for each in found
         ],

@@ -41,14 +41,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with folder:DIR without train and val: the part of every class that is held out, 1: all (default: 0.2)",
     )
     add_model_options(parser)
-    add_split_options(parser)
+    add_split_options(parser, usual="auto on several ranks unless one of the options below says how to split; else kpm")
     add_weights_from(parser)
     parser.add_argument("--plan", metavar="FILE", help="a plan saved by mpiconv plan, instead of --scheme and --shares")
+    _add_planning(parser)
     _add_measuring(parser)
     add_engine_options(parser)
     add_rank_timeout(parser)
     add_emulation_options(parser)
     _add_output(parser)
+
+
+def _add_planning(parser: argparse.ArgumentParser) -> None:
+    """How --scheme auto finds its plan."""
+    planning = parser.add_argument_group(
+        "planning (--scheme auto: never slower than one device, as measured; the best split otherwise)"
+    )
+    planning.add_argument(
+        "--cluster",
+        metavar="FILE.toml",
+        help="plan for these devices and links, as mpiconv probe wrote them (default: a quick probe at the start)",
+    )
+    planning.add_argument(
+        "--plan-by",
+        choices=("estimate", "measure"),
+        help="take the plan that is fastest by the estimate; or run the best three, and one device alone, for a few "
+        "pictures each, whose answers count but not their times, and keep the fastest (default: measure, estimate with "
+        "fewer than 20 repeats)",
+    )
 
 
 def _add_measuring(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mpiconv.cli.auto import plans_to_try
 from mpiconv.cli.options import SPLIT, shares_for
 from mpiconv.data.datasets import HELD_OUT, LabelledPictures, is_labelled, open_data
 from mpiconv.data.pictures import PictureFiles, Pictures, RandomPictures, folder_pictures
@@ -21,6 +22,8 @@ from mpiconv.models import Info, info_of, load_model
 from mpiconv.partition import Plan, make_plan
 from mpiconv.partition.box import normalised
 from mpiconv.partition.schemes import ROOT_ALONE
+from mpiconv.planner.candidates import Candidate
+from mpiconv.planner.cluster import Cluster
 from mpiconv.runtime.weights import check_state
 from mpiconv.words import counted
 
@@ -30,13 +33,15 @@ REPEATS = 100
 
 @dataclass(frozen=True)
 class Job:
-    """What rank 0 knows of a run."""
+    """What rank 0 knows of a run; ``trials`` are the plans to try on the ``cluster``, where none was asked for."""
 
     model: nn.Module
     info: Info
     pictures: Pictures
     plan: Plan
     profile: EnergyProfile
+    cluster: Cluster | None = None
+    trials: tuple[Candidate, ...] = ()
 
     @property
     def batches(self) -> int:
@@ -67,8 +72,8 @@ def build_model(arguments: argparse.Namespace) -> tuple[nn.Module, Info]:
     return model, info
 
 
-def prepare(arguments: argparse.Namespace, ranks: int) -> Job:
-    """Read and check all that the run needs.
+def prepare(arguments: argparse.Namespace, ranks: int, cluster: Cluster | None = None) -> Job:
+    """Read and check all that the run needs; a plan is looked for where there is a cluster to find one for.
 
     Raises MpiconvError for whatever is missing, broken or does not fit.
     """
@@ -93,10 +98,23 @@ def prepare(arguments: argparse.Namespace, ranks: int) -> Job:
     else:
         pictures = RandomPictures((arguments.repeats or REPEATS) * batch, arguments.seed, info)
     shape = (batch, *info.input_shape)
-    plan = saved or plan_for(arguments, model, shape, ranks)
+    trials: tuple[Candidate, ...] = ()
+    if cluster is not None:
+        repeats = repeats_of(arguments, pictures)
+        trials = tuple(plans_to_try(model, shape, cluster, arguments.plan_by, repeats))
+        plan = trials[0].plan
+    else:
+        plan = saved or plan_for(arguments, model, shape, ranks)
     if isinstance(pictures, LabelledPictures):
         _check_outputs(model, info, arguments.data)
-    return Job(model, info, pictures, plan, profile)
+    return Job(model, info, pictures, plan, profile, cluster, trials)
+
+
+def repeats_of(arguments: argparse.Namespace, pictures: Pictures) -> int:
+    """Inferences to run: as many as asked for, and every picture at least once."""
+    unasked = 1 if isinstance(pictures, LabelledPictures) else REPEATS
+    asked, batch = int(arguments.repeats or unasked), int(arguments.batch)
+    return max(asked, math.ceil(len(pictures) / batch))
 
 
 def saved_plan(arguments: argparse.Namespace, ranks: int) -> Plan | None:

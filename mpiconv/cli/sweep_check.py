@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 from mpiconv.cli import Parser, run
-from mpiconv.cli.options import SPLIT, pace_of, shares_for
+from mpiconv.cli.options import AUTO, pace_of, shares_for
 from mpiconv.data.datasets import is_labelled
 from mpiconv.errors import MpiconvError, UsageError
 from mpiconv.measure.energy import load_profile
@@ -49,7 +49,8 @@ def check_points(path: str, points: Iterable[Point]) -> None:
 def _check(arguments: argparse.Namespace, ranks: int) -> None:
     """Raise MpiconvError for a value that does not fit: a wrong name, as many numbers as no ranks, a missing file."""
     check_name(arguments.model)
-    check_scheme(arguments.scheme or str(SPLIT["scheme"]))
+    if arguments.scheme not in (None, AUTO):
+        check_scheme(arguments.scheme)
     load_profile(arguments.energy)
     pace_of(arguments, 0, ranks)
     shares = shares_for(arguments, ranks)

@@ -172,6 +172,12 @@ class Plan:
         return load(path)
 
 
+def at_work(plan: Plan) -> list[int]:
+    """The ranks that compute something; the root alone where there is nothing to compute."""
+    units = range(len(plan.graph.units))
+    return [rank for rank in range(plan.ranks) if any(plan.flops(unit, rank) for unit in units)] or [ROOT]
+
+
 def _check(plan: Plan) -> None:
     """Raise MpiconvError for a plan that no ranks can run."""
     if plan.batch < 1:

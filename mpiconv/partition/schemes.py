@@ -25,6 +25,13 @@ SCHEMES: dict[str, Scheme] = {}
 BY_ROWS = ("wpm", "fused", "grid")
 """Schemes that cut rows. A fully connected layer's map has only one, so there they cut its features like kernels."""
 
+NO_SPLIT = ("single", "replicated")
+"""Schemes in which some rank computes everything."""
+
+MIXED, FUSES = ("kpm", "wpm", "grid"), ("wpm",)
+"""Schemes between which a planner changes from unit to unit: no two ranks compute the same. Those that cut so that the
+units before can be fused with what needs them."""
+
 
 def scheme(function: Scheme) -> Scheme:
     """Register a scheme under its function's name."""
@@ -166,7 +173,7 @@ def fused(graph: Graph, shares: Sequence[float]) -> Boxes:
     boxes: Boxes = [[Box()] * len(shares) for _ in body]
     for i in reversed(range(len(body))):
         readers = graph.consumers(i)
-        barriers = [j for j in readers if _needs_all(graph.units[j])]
+        barriers = [j for j in readers if needs_all(graph.units[j])]
         last = by_rows(body[i], shares) if barriers else boxes[i]
         needs = [
             [need for j in readers if j not in barriers for need in needs_of(graph.units[j], boxes[j][rank], i)]
@@ -176,6 +183,6 @@ def fused(graph: Graph, shares: Sequence[float]) -> Boxes:
     return boxes
 
 
-def _needs_all(unit: Unit) -> bool:
+def needs_all(unit: Unit) -> bool:
     """Whether any part of the unit's output needs all rows of what it reads."""
     return unit.opaque or unit.fully_connected or unit.layers[0].spans_map

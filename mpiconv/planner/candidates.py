@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mpiconv.graph.form import Graph
+from mpiconv.graph.grouping import grouped
 from mpiconv.partition.exchange import Exchange
 from mpiconv.partition.making import make_plan
-from mpiconv.partition.plan import Plan
+from mpiconv.partition.plan import Plan, at_work
 from mpiconv.partition.schedule import schedule, worth_overlapping
-from mpiconv.partition.schemes import ROOT, SCHEMES
+from mpiconv.partition.schemes import NO_SPLIT, ROOT, SCHEMES
 from mpiconv.planner.cluster import Cluster
+from mpiconv.planner.search import Search
 from mpiconv.planner.simulation import Timeline, simulate
+from mpiconv.planner.ways import alone, first_of_each, speed, teams
 
 MEMORY_PART = 0.5
 """The part of a device's memory that weights may take; what else a process needs lies in the rest."""
+
+WEIGHTS = (1.0, 0.5)
+"""What a second of sending counts in the search: some of it is hidden behind computing, which it does not look at."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +49,6 @@ class Candidate:
         units = range(len(self.plan.graph.units))
         return [sum(self.plan.weight_bytes(unit, rank) for unit in units) for rank in range(self.plan.ranks)]
 
-    @property
-    def devices(self) -> list[int]:
-        """The ranks that compute something."""
-        return [rank for rank, seconds in enumerate(self.timeline.compute_s) if seconds > 0]
-
 
 def candidates(graph: Graph, cluster: Cluster, batch: int = 1) -> list[Candidate]:
     """All plans to choose from, the fastest by the simulation first; those are left out whose weights find no room.
@@ -61,14 +62,37 @@ def candidates(graph: Graph, cluster: Cluster, batch: int = 1) -> list[Candidate
     batch
         N, the number of pictures that travel together.
     """
-    shape = (batch, *graph.input_shape)
-    found = []
-    for name, scheme, shares, head in _named(cluster):
-        plan = make_plan(graph, shape, scheme, len(cluster.devices), shares, "pool", head)
+    found, seen = [], set()
+    for name, plan in (
+        *undivided(graph, cluster, batch),
+        *named(graph, cluster, batch),
+        *searched(graph, cluster, batch),
+    ):
+        made = (tuple(plan.graph.unit_names), plan.boxes)
         candidate = Candidate(name, plan, estimate(plan, cluster))
-        if _fits(candidate, cluster):
+        alike = name.startswith("all on") or len(at_work(plan)) > 1
+        if made not in seen and alike and _fits(candidate, cluster):
             found.append(candidate)
-    return sorted(found, key=lambda candidate: candidate.latency_s)
+        seen.add(made)
+    found.sort(key=lambda candidate: candidate.latency_s)
+    return [_told_apart(candidate, found[:number]) for number, candidate in enumerate(found)]
+
+
+def _told_apart(candidate: Candidate, before: Sequence[Candidate]) -> Candidate:
+    """The plan with a number in its name where one before it has the same."""
+    alike = sum(each.name == candidate.name for each in before)
+    return replace(candidate, name=f"{candidate.name} ({alike + 1})") if alike else candidate
+
+
+def searched(graph: Graph, cluster: Cluster, batch: int = 1) -> Iterator[tuple[str, Plan]]:
+    """What the search finds with the devices of each team alone, and if sending counted less since it overlaps."""
+    search = Search(grouped(graph, "pool", "split"), cluster, batch)
+    for ranks in teams(cluster):
+        for weight in WEIGHTS:
+            plan = search.plan({ROOT, *ranks}, weight=weight)
+            if plan is not None:
+                schemes = [name for name in dict.fromkeys(plan.schemes) if name in SCHEMES]
+                yield f"unit by unit: {', '.join(schemes)}", plan
 
 
 def estimate(plan: Plan, cluster: Cluster) -> Timeline:
@@ -87,19 +111,25 @@ def estimate(plan: Plan, cluster: Cluster) -> Timeline:
 
 def speed_shares(cluster: Cluster) -> list[float]:
     """A share per device by its speed in 3x3 convolutions."""
-    return [device.gflop_per_s["conv3x3"] for device in cluster.devices]
+    return [speed(cluster, rank) for rank in range(len(cluster.devices))]
 
 
-def _named(cluster: Cluster) -> Iterator[tuple[str, str, Sequence[float], str | int]]:
-    """Name, scheme, shares and head of every candidate."""
-    count = len(cluster.devices)
-    hosts = [device.host for device in cluster.devices]
-    names = [host if hosts.count(host) == 1 else f"{host} (rank {rank})" for rank, host in enumerate(hosts)]
-    for rank, name in enumerate(names):
-        only = [float(other == rank) for other in range(count)]
-        yield f"all on {name}", "kpm", only, "root" if rank == ROOT else rank
-        if rank != ROOT:
-            yield f"body on {name}, head on {names[ROOT]}", "kpm", only, "root"
+def undivided(graph: Graph, cluster: Cluster, batch: int) -> Iterator[tuple[str, Plan]]:
+    """All on one device of each kind, or all but the fully connected layers."""
+    count, names = len(cluster.devices), names_of(cluster)
+    for rank in first_of_each(cluster):
+        shares = tuple(float(other == rank) for other in range(count))
+        for head in ("split", "root") if rank != ROOT else ("root",):
+            units = grouped(graph, "pool", head)
+            way = alone(units, rank, count)
+            plan = Plan(units, way.names, shares, batch, tuple(map(tuple, way.boxes)))
+            whole = rank == ROOT or head == "split"
+            yield f"all on {names[rank]}" if whole else f"body on {names[rank]}, head on {names[ROOT]}", plan
+
+
+def named(graph: Graph, cluster: Cluster, batch: int) -> Iterator[tuple[str, Plan]]:
+    """Every scheme by equal shares and by speed, with every place for the head."""
+    count, names = len(cluster.devices), names_of(cluster)
     if count == 1:
         return
     shares = speed_shares(cluster)
@@ -108,11 +138,18 @@ def _named(cluster: Cluster) -> Iterator[tuple[str, str, Sequence[float], str | 
     heads: list[tuple[str, str | int]] = [("", "root"), (", head split", "split")]
     heads += [(f", head on {names[fastest]}", fastest)] if fastest != ROOT else []
     for scheme in SCHEMES:
-        if scheme == "single":
+        if scheme in NO_SPLIT:
             continue
         for how, each in (("equal shares", [1.0] * count), ("shares by speed", shares))[: 1 + uneven]:
             for words, head in heads:
-                yield f"{scheme}, {how}{words}", scheme, each, head
+                plan = make_plan(graph, (batch, *graph.input_shape), scheme, count, each, "pool", head)
+                yield f"{scheme}, {how}{words}", plan
+
+
+def names_of(cluster: Cluster) -> list[str]:
+    """A name for every rank: its host's, with its number where several are on that host."""
+    hosts = [device.host for device in cluster.devices]
+    return [host if hosts.count(host) == 1 else f"{host} (rank {rank})" for rank, host in enumerate(hosts)]
 
 
 def _fits(candidate: Candidate, cluster: Cluster) -> bool:

@@ -1,0 +1,134 @@
+"""``--scheme auto``: what the ranks are, which plans are worth a trial on them, and what came of it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from math import isfinite
+from typing import Any
+
+from torch import nn
+
+from mpiconv.cli.options import AUTO
+from mpiconv.cli.tables import align
+from mpiconv.errors import MpiconvError, UsageError
+from mpiconv.graph.trace import trace
+from mpiconv.job.control import bcast_json, on_root
+from mpiconv.job.team import Team
+from mpiconv.partition.plan import at_work
+from mpiconv.planner.candidates import Candidate, candidates
+from mpiconv.planner.cluster import Cluster
+from mpiconv.probe.probing import probe
+from mpiconv.runtime.trials import Trial, fastest, shortlist
+from mpiconv.words import counted
+
+ROUNDS = 1
+"""A quick probe: the trials tell what it misses."""
+
+CHOSEN_BY_PLANNER = ("shares", "offload", "gather", "head")
+ENOUGH_REPEATS = 20
+"""With fewer the trials would take most of the pictures."""
+
+
+def wants_auto(arguments: argparse.Namespace, ranks: int) -> bool:
+    """Whether the planner is to choose: where that is asked for, or several ranks run and nothing says how to split."""
+    if arguments.plan:
+        return False
+    said = [name for name in CHOSEN_BY_PLANNER if getattr(arguments, name) is not None]
+    return bool(arguments.scheme == AUTO or (arguments.scheme is None and ranks > 1 and not said))
+
+
+def find_cluster(arguments: argparse.Namespace, team: Team, pace: float) -> Cluster | None:
+    """The devices and links of this job: from the file, or measured in a few seconds. Collective.
+
+    None where the planner is not to choose. Raises UsageError on every rank for options that do not go together, and
+    MpiconvError for a file of other devices than are running.
+    """
+    if not wants_auto(arguments, team.size):
+        on_root(team, lambda: _check_named(arguments))
+        return None
+    arguments.scheme = AUTO
+    on_root(team, lambda: _check(arguments))
+    if not arguments.cluster:
+        return probe(team, ROUNDS, pace, arguments.dilation)[0]
+
+    def load() -> dict[str, Any]:
+        cluster = Cluster.load(arguments.cluster)
+        if len(cluster.devices) != team.size:
+            raise UsageError(
+                f"{arguments.cluster} is a cluster of {counted(len(cluster.devices), 'device')} and "
+                f"{counted(team.size, 'rank')} are running"
+            )
+        return cluster.to_dict()
+
+    loaded = on_root(team, load)
+    return Cluster.from_dict(bcast_json(team, loaded, what="the cluster"))
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for an option that says what the planner is to choose."""
+    for name in CHOSEN_BY_PLANNER:
+        if getattr(arguments, name) is not None:
+            raise UsageError(f"--scheme {AUTO} chooses the {name} by itself: leave --{name} out, or name a scheme")
+
+
+def _check_named(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for an option that is for the planner where a plan is named."""
+    for name in ("cluster", "plan_by"):
+        if getattr(arguments, name):
+            raise UsageError(
+                f"--{name.replace('_', '-')} is for --scheme {AUTO}: leave it out, or leave out what says how to split"
+            )
+
+
+def plans_to_try(
+    model: nn.Module, shape: Sequence[int], cluster: Cluster, plan_by: str | None, repeats: int
+) -> list[Candidate]:
+    """The plans to try in turn for pictures (N, C, H, W); the run starts with the first, or has one alone."""
+    batch, *picture = shape
+    found = candidates(trace(model, picture, batch=batch).layers, cluster, batch)
+    if not found:
+        raise MpiconvError("no plan fits the memory of these devices: more or larger ones are wanted")
+    by = plan_by or ("measure" if repeats >= ENOUGH_REPEATS else "estimate")
+    return shortlist(found) if by == "measure" else found[:1]
+
+
+def verdict(tried: Sequence[Trial], batch: int) -> str:
+    """What was chosen and what it gains, in a sentence or two, and the trials."""
+    best, own = fastest(tried), tried[0]
+    if best is None:
+        return ""
+    each = "picture" if batch == 1 else "batch"
+    gain = "" if best is own else f", {own.measured_s / best.measured_s:.2f} x faster than {own.name}"
+    took = f"{1e3 * best.measured_s:.3g} ms a {each} as measured{gain}"
+    if len(at_work(best.plan)) == 1:
+        split = fastest([each for each in tried if len(at_work(each.plan)) > 1])
+        other = f" The fastest split tried, {split.name}, took {1e3 * split.measured_s:.3g} ms." if split else ""
+        what = f"auto     do not split: {best.name}, {took}.{other}"
+    else:
+        what = f"auto     split: {best.name}, {took}."
+    rows = [["tried", "measured", "estimated", ""]]
+    rows += [
+        [
+            each.name,
+            f"{1e3 * each.measured_s:.3g} ms" if each.frames else "-",
+            f"{1e3 * each.estimated_s:.3g} ms",
+            each.why,
+        ]
+        for each in tried
+    ]
+    return "\n".join([what, *(f"         {line}".rstrip() for line in align(rows))])
+
+
+def as_list(tried: Sequence[Trial]) -> list[dict[str, Any]]:
+    """The trials as plain data."""
+    return [
+        {
+            "name": each.name,
+            "estimated_s": each.estimated_s,
+            "measured_s": each.measured_s if isfinite(each.measured_s) else None,
+            "frames": each.frames,
+            "why": each.why,
+        }
+        for each in tried
+    ]

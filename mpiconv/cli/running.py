@@ -1,0 +1,115 @@
+"""The inferences of a run on rank 0: warm-up, plans that are tried, and those that are measured."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from time import perf_counter
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from mpiconv.cli.saving import Results
+from mpiconv.cli.setup import Job, repeats_of
+from mpiconv.cli.startup import Startup
+from mpiconv.data.pictures import ahead
+from mpiconv.job.stopping import Stopping
+from mpiconv.job.world import on_terminal
+from mpiconv.runtime.net import DistributedNet
+from mpiconv.runtime.trials import Trial, choose
+from mpiconv.study.answers import answers as answers_of
+
+
+class Running:
+    """Feeds pictures to the network and keeps what comes out.
+
+    Attributes
+    ----------
+    job
+        With the plan that runs.
+    outputs
+        Of the first pass over the pictures, batch by batch.
+    done
+        How many inferences were run, the warm-up apart.
+    tried
+        The plans that were tried, with what they took.
+    measured
+        How many inferences were run by the plan that stayed, and measured; where a signal ended the trials, those of
+        the last plan.
+    """
+
+    def __init__(
+        self, arguments: argparse.Namespace, job: Job, net: DistributedNet, stopping: Stopping, startup: Startup
+    ) -> None:
+        self.arguments, self.job, self._net = arguments, job, net
+        self._stopping, self._startup = stopping, startup
+        self.outputs: list[Any] = []
+        self.done, self.measured, self.tried = 0, 0, list[Trial]()
+        self._answers: Any = None
+        self._bar: Any = None
+
+    def run_all(self, results: Results) -> None:
+        """Run all inferences, or those until a signal."""
+        arguments, net, first = self.arguments, self._net, self.job.batch(0)
+        for _ in net.stream(self._until_signal(itertools.repeat(first, arguments.warmup)), copy=False):
+            self._startup.done("first picture")
+        net.reset()
+        frames = repeats_of(arguments, self.job.pictures)
+        if self.job.batches == 1:
+            batches: Iterator[torch.Tensor] = itertools.repeat(first, frames)
+        else:
+            batches = iter(ahead(self.job.batch, frames, net.settings.in_flight))
+        batches = self._until_signal(batches)
+        hidden = arguments.quiet or not on_terminal()
+        with ExitStack() as stack:
+            self._answers = stack.enter_context(closing(results.answers))
+            self._bar = stack.enter_context(
+                tqdm(total=frames, desc="inferences", unit="", disable=hidden, file=sys.stderr)
+            )
+            self._try_plans(batches, frames)
+            self.measured, before = len(net.record.latency_s), self.done
+            more = True
+            while more:
+                self._run(results.until_due(batches))
+                more = results.save_so_far(net, self.done < frames and not self._stopping.look())
+            self.measured += self.done - before
+
+    def _try_plans(self, batches: Iterator[torch.Tensor], frames: int) -> None:
+        """Find the fastest of the plans to try, if there are several, and run by it from now on."""
+        cluster, trials = self.job.cluster, self.job.trials
+        if cluster is None or len(trials) < 2:
+            return
+        self.tried = choose(
+            self._net, trials, cluster, lambda count: self._run(itertools.islice(batches, count)), frames
+        )
+        self.job = replace(self.job, plan=self._net.plan)
+        if not self._stopping.look():
+            self._net.reset()
+
+    def _run(self, batches: Iterable[torch.Tensor]) -> Sequence[float]:
+        """Run some batches and keep what comes out; what each took until the next was there, in s."""
+        took, last = [], perf_counter()
+        for output in self._net.stream(batches, copy=False):
+            took.append(perf_counter() - last)
+            self._startup.done("first picture")
+            self.done += 1
+            self._bar.update()
+            self._keep(output)
+            last = perf_counter()
+        return took
+
+    def _keep(self, output: Any) -> None:
+        if self.done > self.job.batches:
+            return
+        self.outputs.append(output)
+        if self.arguments.answers:
+            for line in answers_of(output, self.done - 1, self.job.pictures, self.job.info):
+                self._answers.add({key: line[key] for key in ("index", "label", "score")})
+
+    def _until_signal(self, batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        return itertools.takewhile(lambda _: not self._stopping.look(), batches)

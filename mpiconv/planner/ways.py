@@ -1,0 +1,118 @@
+"""Ways to split every unit of a network, between which a search chooses from cut point to cut point. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from mpiconv.graph.form import PICTURE, Graph
+from mpiconv.partition.box import Box, hull
+from mpiconv.partition.receptive import needs_of
+from mpiconv.partition.schemes import FUSES, MIXED, ROOT, Boxes, alone_on, boxes_of, needs_all
+from mpiconv.planner.cluster import Cluster
+
+FEW = 6
+"""Up to this number of devices every number of them is tried, of more the powers of two."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to split the whole network.
+
+    ``names[u]`` and ``boxes[u][r]`` are for the units of the graph's body as in a plan; ``ranks`` are those that
+    compute; ``fuses``: what comes before a unit may be computed twice at the borders, so that nothing is exchanged.
+    """
+
+    names: tuple[str, ...]
+    boxes: Boxes
+    ranks: tuple[int, ...]
+    fuses: bool = False
+
+
+def blocks(graph: Graph) -> list[range]:
+    """The body's units from cut point to cut point: behind each block only its last map is read."""
+    body, found, start = graph.body, [], 0
+    last_reader = [max(graph.consumers(source), default=PICTURE) for source in range(PICTURE, len(body))]
+    alive = PICTURE
+    for index in range(len(body)):
+        alive = max(alive, last_reader[index])  # of all maps before this one
+        if alive <= index or index == len(body) - 1:
+            found.append(range(start, index + 1))
+            start = index + 1
+    return found
+
+
+def ways(graph: Graph, cluster: Cluster) -> list[Way]:
+    """All on each device, and every scheme that can be mixed over more and more of the fastest devices."""
+    count = len(cluster.devices)
+    found = [alone(graph, rank, count) for rank in first_of_each(cluster)]
+    for ranks in teams(cluster):
+        for shares in shares_of(cluster, ranks):
+            for scheme in MIXED:
+                names, boxes = boxes_of(scheme, graph, shares)
+                found.append(Way(tuple(names), boxes, ranks, scheme in FUSES))
+    return found
+
+
+def alone(graph: Graph, rank: int, count: int) -> Way:
+    """One of so many ranks computes all that can be on another than the root."""
+    owners = [ROOT if unit.opaque else rank for unit in graph.body]
+    boxes = [
+        [Box.whole(unit.out_shape) if each == owner else Box() for each in range(count)]
+        for unit, owner in zip(graph.body, owners, strict=True)
+    ]
+    return Way(tuple(map(alone_on, owners)), boxes, (rank,))
+
+
+def first_of_each(cluster: Cluster) -> list[int]:
+    """The root, and the first device of every other kind."""
+    kinds = [(dict(d.gflop_per_s), d.weight_bytes_per_s, d.memory_bytes) for d in cluster.devices]
+    return [rank for rank in range(len(kinds)) if rank in (ROOT, 1) or kinds[rank] not in kinds[1:rank]]
+
+
+def speed(cluster: Cluster, rank: int) -> float:
+    """GFLOP/s of a device in convolutions of 3x3, by which devices are compared."""
+    return float(cluster.devices[rank].gflop_per_s["conv3x3"])
+
+
+def teams(cluster: Cluster) -> Iterator[tuple[int, ...]]:
+    """Two and more of the fastest devices; the same with the root where it is not one of them."""
+    count, seen = len(cluster.devices), set()
+    order = sorted(range(count), key=lambda rank: (-speed(cluster, rank), rank))
+    sizes = range(2, count + 1) if count <= FEW else sorted({*(2**i for i in range(1, count.bit_length())), count})
+    for size in sizes:
+        if size > count:
+            continue
+        for chosen in (order[:size], [ROOT, *(rank for rank in order if rank != ROOT)][:size]):
+            ranks = tuple(sorted(chosen))
+            if ranks not in seen:
+                seen.add(ranks)
+                yield ranks
+
+
+def shares_of(cluster: Cluster, ranks: Sequence[int]) -> list[list[float]]:
+    """Shares for these ranks: by speed, and equal ones where that is another thing."""
+    speeds = [speed(cluster, rank) if rank in ranks else 0.0 for rank in range(len(cluster.devices))]
+    at_work = [each for each in speeds if each]
+    equal = [float(bool(each)) for each in speeds]
+    return [speeds, equal] if max(at_work) > 1.05 * min(at_work) else [equal]
+
+
+def fused_before(graph: Graph, units: range, last: Sequence[Box]) -> Boxes | None:
+    """The boxes of some units in a row so that every rank can compute ``last``, its box of the last one, by itself.
+
+    None where a unit between needs a whole map, so that every rank would compute everything.
+    """
+    if any(graph.units[u].opaque for u in units) or any(needs_all(graph.units[u]) for u in units[1:]):
+        return None
+    boxes: Boxes = [list(last)]
+    for unit in reversed(units[:-1]):
+        readers = [j for j in graph.consumers(unit) if j in units]
+        boxes.insert(
+            0,
+            [
+                hull(need for j in readers for need in needs_of(graph.units[j], boxes[j - unit - 1][rank], unit))
+                for rank in range(len(last))
+            ],
+        )
+    return boxes

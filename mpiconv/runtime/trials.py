@@ -1,0 +1,143 @@
+"""Which of some plans is the fastest here: each is adopted in turn and run for a few pictures, whose answers count."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from mpiconv.errors import PlanError
+from mpiconv.partition.holdings import bytes_moved, holdings
+from mpiconv.partition.plan import Plan, at_work
+from mpiconv.partition.schemes import ROOT
+from mpiconv.planner.candidates import Candidate
+from mpiconv.planner.cluster import Cluster
+from mpiconv.runtime.session import Session
+
+SPLITS = 3
+"""So many of the plans that are fastest by the estimate are tried, and the best of those that leave all to one rank."""
+
+WARM, TIMED, MOST = 1, 3, 20
+"""Pictures that a plan runs before it is timed, and how many it is timed on at least and at most."""
+
+SHARE = 10
+"""Of the pictures to come every so manieth is for one trial."""
+
+KEPT = 3
+"""Of the pictures to come every so manieth is kept for the plan that stays."""
+
+HOPELESS = 3.0
+"""A plan whose first timed picture takes so many times longer than the best is tried no further."""
+
+BEARABLE_S = 10.0
+"""Weights that take longer to send are sent only for a gain that makes up for it."""
+
+Run = Callable[[int], Sequence[float]]
+"""Runs so many pictures by the plan that is adopted and returns what each took, in s; fewer where the run is ended."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A plan, what a picture was estimated to take by it, and what it took.
+
+    ``measured_s`` is the median in s over ``frames`` batches; infinite where it was not tried, and ``why`` says why.
+    """
+
+    name: str
+    plan: Plan
+    estimated_s: float
+    measured_s: float = math.inf
+    frames: int = 0
+    why: str = ""
+
+
+def shortlist(found: Sequence[Candidate]) -> list[Candidate]:
+    """The plans to try: rank 0 alone, where the weights are; then the best three and the best on one rank."""
+    alone = [each for each in found if len(at_work(each.plan)) == 1]
+    own = [each for each in alone if at_work(each.plan) == [ROOT]][:1]
+    chosen = [*found[:SPLITS], *alone[:1]]
+    rest = [each for each in found if any(each is one for one in chosen) and not any(each is one for one in own)]
+    return [*own, *rest]
+
+
+def choose(net: Session, listed: Sequence[Candidate], cluster: Cluster, run: Run, frames: int) -> list[Trial]:
+    """Try plans in turn on rank 0, and leave the network with the fastest as measured; the others are in ``follow``.
+
+    Parameters
+    ----------
+    net
+        The network, which runs the first plan of the list.
+    listed
+        The plans, as ``shortlist`` gives them.
+    cluster
+        What the ranks are, which says how long weights travel.
+    run
+        Runs pictures by the plan that is adopted.
+    frames
+        How many pictures there are to come, those of the trials among them.
+
+    Returns
+    -------
+    list of Trial
+        In the order of the trials. Where the run is ended meanwhile the plan of the last stays; none where that is the
+        first and was not timed.
+    """
+    tried: list[Trial] = []
+    best: Trial | None = None
+    each, kept = min(max(TIMED, frames // SHARE - WARM), MOST), frames // KEPT
+    for number, candidate in enumerate(listed):
+        if number and frames - WARM - each < kept:
+            break
+        trial = Trial(candidate.name, candidate.plan, candidate.latency_s)
+        if number and best is not None:
+            why = _not_worth(net.plan, best, trial, cluster, frames)
+            try:
+                if not why:
+                    net.adopt(candidate.plan)
+            except PlanError as error:
+                why = str(error)
+            if why:
+                tried.append(Trial(trial.name, trial.plan, trial.estimated_s, why=why))
+                continue
+        seconds, ended = _timed(run, each, best)
+        frames -= WARM + len(seconds)
+        if seconds:
+            trial = Trial(trial.name, trial.plan, trial.estimated_s, median(seconds), len(seconds))
+            tried.append(trial)
+        if ended:
+            return tried
+        if best is None or trial.measured_s < best.measured_s:
+            best = trial
+    if best is not None and best.plan.boxes != net.plan.boxes:
+        net.adopt(best.plan)
+    return tried
+
+
+def fastest(tried: Sequence[Trial]) -> Trial | None:
+    """The plan that was fastest as measured."""
+    return min((each for each in tried if each.frames), key=lambda each: each.measured_s, default=None)
+
+
+def _timed(run: Run, frames: int, best: Trial | None) -> tuple[list[float], bool]:
+    """What some pictures take each, after one that is not counted, and whether the run was ended meanwhile.
+
+    The first alone where that is hopeless.
+    """
+    if len(run(WARM)) < WARM:
+        return [], True
+    seconds = list(run(1))
+    if not seconds or (best is not None and seconds[0] > HOPELESS * best.measured_s):
+        return seconds, not seconds
+    seconds += run(frames - 1)
+    return seconds, len(seconds) < frames
+
+
+def _not_worth(running: Plan, best: Trial, trial: Trial, cluster: Cluster, frames: int) -> str:
+    """Why a plan's weights are not sent for a trial; empty where they are."""
+    slowest = min((link.beta_bytes_per_s for link in cluster.links), default=0.0)
+    seconds = bytes_moved(holdings(running), holdings(trial.plan)) / slowest if slowest else 0.0
+    gain = frames * (best.measured_s - trial.estimated_s)
+    if seconds <= max(BEARABLE_S, gain):
+        return ""
+    return f"sending its weights would take {seconds:.0f} s, more than it could gain"

@@ -1,0 +1,174 @@
+"""The search for the best split: against all chains tried one by one, and exact for any network."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from mpiconv.errors import ModelError
+from mpiconv.graph.form import PICTURE
+from mpiconv.graph.trace import trace
+from mpiconv.partition import Box, Span
+from mpiconv.partition.exchange import exchange
+from mpiconv.planner.candidates import candidates, searched
+from mpiconv.planner.cluster import Cluster
+from mpiconv.planner.search import Search, Stage
+from mpiconv.planner.ways import blocks, fused_before, teams
+from tests.random_nets import nets
+from tests.simulated import assert_close, run_split
+from tests.test_simulation import cluster
+
+SPEEDS = st.lists(st.sampled_from([0.3, 1.0, 2.0]), min_size=2, max_size=3)
+MEDIA = st.sampled_from(["switch", "shared"])
+RATES = st.sampled_from([1e4, 1e6, 1e8])
+
+
+def boxes_in(bounds: np.ndarray) -> list[Box]:
+    return [Box(*(Span(int(row[i]), int(row[i + 1])) for i in (0, 2, 4))) for row in bounds]
+
+
+def moved_s(own: np.ndarray, need: np.ndarray, on: Cluster) -> float:
+    """What an exchange takes, from who sends what to whom as the engine derives it."""
+    count = len(on.devices)
+    sent, received, wait = np.zeros(count), np.zeros(count), 0.0
+    spread = exchange(boxes_in(own), boxes_in(need), "a map")
+    for each in spread.transfers:
+        link = on.link(each.source, each.target)
+        seconds = 4 * each.box.size / link.beta_bytes_per_s
+        sent[each.source] += seconds
+        received[each.target] += seconds
+        wait = max(wait, link.alpha_s)
+    if on.medium == "shared":
+        return sent.sum() + wait
+    if spread.pattern == "bcast":
+        sent *= np.ceil(np.log2(len(spread.members))) / max(len(spread.members) - 1, 1)
+    return max(sent.max(), received.max()) + wait
+
+
+def all_chains(search: Search) -> list[list[Stage]]:
+    stages = [stage for each in search._stages for stage in each]
+    found, open_chains = [], [[]]
+    while open_chains:
+        chain = open_chains.pop()
+        start = chain[-1].units.stop if chain else 0
+        if start == len(search.graph.body):
+            found.append(chain)
+        open_chains += [[*chain, stage] for stage in stages if stage.units.start == start]
+        assume(len(open_chains) + len(found) < 20000)
+    return found
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(nets(), SPEEDS, RATES, MEDIA)
+def test_no_chain_of_stages_is_quicker(net, speeds, rate, medium):
+    model, picture = net
+    try:
+        graph = trace(model, picture).grouped("pool", "split")
+    except ModelError:
+        assume(False)
+    assume(len(graph.body) >= 1 and len(blocks(graph)) <= 3)
+    on = cluster(*speeds, rate=rate, medium=medium)
+    search = Search(graph, on)
+    root = np.array([[0, picture[0], 0, picture[1], 0, picture[2]], *[[0] * 6] * (len(speeds) - 1)])
+    costs: dict[tuple[bytes, bytes], float] = {}
+
+    def moving(own: np.ndarray, need: np.ndarray) -> float:
+        key = own.tobytes(), need.tobytes()
+        if key not in costs:
+            costs[key] = moved_s(own, need, on)
+        return costs[key]
+
+    def takes(chain: list[Stage]) -> float:
+        between = moving(root, chain[0].needs) + sum(moving(a.made, b.needs) for a, b in pairwise(chain))
+        return between + sum(stage.seconds for stage in chain) + search._to_root(chain[-1])
+
+    best = min(takes(chain) for chain in all_chains(search))
+    plan = search.plan()
+    chosen = [chain for chain in all_chains(search) if tuple(tuple(r) for s in chain for r in s.boxes) == plan.boxes]
+    assert min(takes(chain) for chain in chosen) == pytest.approx(best)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(nets(), SPEEDS, RATES, MEDIA, st.integers(1, 2))
+def test_every_plan_that_is_found_is_exact(net, speeds, rate, medium, batch):
+    model, picture = net
+    try:
+        traced = trace(model, picture, batch=batch)
+    except ModelError:
+        assume(False)
+    images = torch.rand(batch, *picture)
+    with torch.inference_mode():
+        answer = model(images)
+    for _, plan in searched(traced.layers, cluster(*speeds, rate=rate, medium=medium), batch):
+        fitting = trace(model, picture, batch=batch)
+        assert_close(run_split(model, plan, images, fitting), answer)
+
+
+def test_units_between_cut_points():
+    """A residual block is one block: the map before it is read again at its end."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.a(x).relu()
+            return x + self.c(self.b(x).relu())
+
+    graph = trace(Residual().eval(), (4, 8, 8)).grouped("pool", "split")
+    found = blocks(graph)
+    assert [unit for block in found for unit in block] == list(range(len(graph.body)))
+    assert found[0] == range(1)
+    assert len(found[1]) == len(graph.body) - 1
+    for block in found[:-1]:
+        assert all(source >= block.stop - 1 for unit in graph.units[block.stop :] for source in unit.inputs)
+    assert PICTURE in graph.units[0].inputs
+
+
+def test_what_is_fused_needs_no_exchange():
+    net = nn.Sequential(*[nn.Conv2d(4, 4, 3, padding=1) for _ in range(3)]).eval()
+    graph = trace(net, (4, 12, 12)).grouped("pool", "split")
+    last = [Box(Span(0, 4), rows, Span(0, 12)) for rows in (Span(0, 6), Span(6, 12))]
+    found = fused_before(graph, range(3), last)
+    assert [[str(box.rows) for box in row] for row in found] == [["0:8", "4:12"], ["0:7", "5:12"], ["0:6", "6:12"]]
+
+
+def test_a_unit_that_needs_whole_maps_is_not_fused_behind_others():
+    net = nn.Sequential(nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 8, 1)).eval()
+    graph = trace(net, (4, 12, 12)).grouped("conv", "split")
+    whole = [Box.whole(graph.body[-1].out_shape), Box()]
+    assert fused_before(graph, range(len(graph.body)), whole) is None
+
+
+def test_a_bottleneck_is_split_by_rows_first_and_by_kernels_behind():
+    """Large maps with few channels, then one pixel with many: no one scheme is best for both."""
+    net = nn.Sequential(
+        *(nn.Conv2d(c, 8, 3, padding=1) for c in (3, 8, 8, 8)),
+        nn.MaxPool2d(128),
+        nn.Conv2d(8, 2048, 3, padding=1),
+        nn.Conv2d(2048, 2048, 3, padding=1),
+    ).eval()
+    graph = trace(net, (3, 128, 128)).layers
+    best, *_ = candidates(graph, cluster(20.0, 20.0, rate=1e8, alpha=1e-4))
+    assert best.name.startswith("unit by unit: ")
+    assert best.plan.schemes[0] == "fused"
+    assert best.plan.schemes[-1] == "kpm"
+    assert best.plan.scheme == "mixed"
+
+
+def test_teams_are_the_fastest_devices_with_and_without_the_root():
+    assert list(teams(cluster(1.0, 3.0, 2.0))) == [(1, 2), (0, 1), (0, 1, 2)]
+    assert {len(team) for team in teams(cluster(*[1.0] * 20))} == {2, 4, 8, 16, 20}
+
+
+def test_plans_have_different_names():
+    graph = trace(nn.Sequential(*[nn.Conv2d(8, 8, 3, padding=1) for _ in range(4)]).eval(), (8, 64, 64)).layers
+    names = [each.name for each in candidates(graph, cluster(1.0, 1.0, 1.0, rate=1e6))]
+    assert len(names) == len(set(names))
