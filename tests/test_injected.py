@@ -47,7 +47,8 @@ def run(what: str, phase: str, rank: int, folder: Path) -> tuple[Ended, float]:
     """The job, and how long it went on after what was injected."""
     place, call, _ = PHASES[phase]
     when = folder / "when"
-    words = ["run", "--model", "digits", "--repeats", str(LONG if phase in ENDLESS else 3), *WORDS.get(phase, [])]
+    words = ["run", "--model", "digits", "--scheme", "kpm"]
+    words += ["--repeats", str(LONG if phase in ENDLESS else 3), *WORDS.get(phase, [])]
     words += ["--output", str(folder / "r.h5"), "--quiet"]
     command = ["mpirun", "-n", str(RANKS), sys.executable, "-m", "tests.injected", str(rank), what, place, str(call)]
     ended = execute([*command, *words], cwd=ROOT, timeout=90, MPICONV_INJECTED=str(when))
