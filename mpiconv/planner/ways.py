@@ -55,7 +55,7 @@ def ways(graph: Graph, cluster: Cluster) -> list[Way]:
 
 
 def alone(graph: Graph, rank: int, count: int) -> Way:
-    """One of so many ranks computes all that can be on another than the root."""
+    """One of ``count`` ranks computes all but the opaque units, which stay on the root."""
     owners = [ROOT if unit.opaque else rank for unit in graph.body]
     boxes = [
         [Box.whole(unit.out_shape) if each == owner else Box() for each in range(count)]

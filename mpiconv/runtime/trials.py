@@ -16,25 +16,25 @@ from mpiconv.planner.cluster import Cluster
 from mpiconv.runtime.session import Session
 
 SPLITS = 3
-"""So many of the plans that are fastest by the estimate are tried, and the best of those that leave all to one rank."""
+"""The number of plans that are tried, those of the best estimates; the best plan on one rank is tried besides."""
 
 WARM, TIMED, MOST = 1, 3, 20
 """Pictures that a plan runs before it is timed, and how many it is timed on at least and at most."""
 
 SHARE = 10
-"""Of the pictures to come every so manieth is for one trial."""
+"""A trial takes this part of the pictures to come: one in SHARE."""
 
 KEPT = 3
-"""Of the pictures to come every so manieth is kept for the plan that stays."""
+"""This part of the pictures, one in KEPT, is left for the plan that stays."""
 
 HOPELESS = 3.0
-"""A plan whose first timed picture takes so many times longer than the best is tried no further."""
+"""A trial ends once its first timed picture took more than HOPELESS times the best plan's median."""
 
 BEARABLE_S = 10.0
 """Weights that take longer to send are sent only for a gain that makes up for it."""
 
 Run = Callable[[int], Sequence[float]]
-"""Runs so many pictures by the plan that is adopted and returns what each took, in s; fewer where the run is ended."""
+"""Runs a number of pictures by the adopted plan and returns the s that each took; fewer where the run is ended."""
 
 
 @dataclass(frozen=True)
