@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from time import perf_counter
@@ -75,7 +75,8 @@ class Running:
             self.measured, before = len(net.record.latency_s), self.done
             more = True
             while more:
-                self._run(results.until_due(batches))
+                for _ in self._run(results.until_due(batches)):
+                    pass
                 more = results.save_so_far(net, self.done < frames and not self._stopping.look())
             self.measured += self.done - before
 
@@ -85,23 +86,23 @@ class Running:
         if cluster is None or len(trials) < 2:
             return
         self.tried = choose(
-            self._net, trials, cluster, lambda count: self._run(itertools.islice(batches, count)), frames
+            self._net, trials, cluster, lambda count: list(self._run(itertools.islice(batches, count))), frames
         )
         self.job = replace(self.job, plan=self._net.plan)
         if not self._stopping.look():
             self._net.reset()
 
-    def _run(self, batches: Iterable[torch.Tensor]) -> Sequence[float]:
-        """Run some batches and keep what comes out; what each took until the next was there, in s."""
-        took, last = [], perf_counter()
+    def _run(self, batches: Iterable[torch.Tensor]) -> Iterator[float]:
+        """Run some batches and keep what comes out; the s that each took from the one before."""
+        last = perf_counter()
         for output in self._net.stream(batches, copy=False):
-            took.append(perf_counter() - last)
+            seconds = perf_counter() - last
             self._startup.done("first picture")
             self.done += 1
             self._bar.update()
             self._keep(output)
+            yield seconds
             last = perf_counter()
-        return took
 
     def _keep(self, output: Any) -> None:
         if self.done > self.job.batches:
