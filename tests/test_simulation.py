@@ -15,10 +15,11 @@ from mpiconv.graph.trace import trace
 from mpiconv.partition import SCHEMES, make_plan
 from mpiconv.partition.plan import at_work
 from mpiconv.partition.schedule import schedule
-from mpiconv.planner.candidates import candidates, estimate, speed_shares
+from mpiconv.planner.candidates import candidates, estimate
 from mpiconv.planner.cluster import UNIT_KINDS, Cluster, Device, Link
 from mpiconv.planner.simulation import Links, _exchanged, simulate
 from mpiconv.planner.speed import CALL_S, kind_of, unit_seconds
+from mpiconv.planner.ways import speeds_of
 from tests.conftest import mpiconv as run
 from tests.random_nets import SHARES, nets
 
@@ -152,7 +153,7 @@ def test_the_candidates_of_a_slow_link_and_of_a_fast_one():
     assert uneven[0].name == "all on b"
     assert uneven[0].bytes_moved == 2 * 4 * 32 * 64 * 64
     assert [c.latency_s for c in uneven] == sorted(c.latency_s for c in uneven)
-    assert speed_shares(cluster(1.0, 3.0)) == [1.0, 3.0]
+    assert speeds_of(graph, cluster(1.0, 3.0))[1] == pytest.approx(3 * speeds_of(graph, cluster(1.0, 3.0))[0])
 
 
 def test_weights_that_find_no_room():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from mpiconv.graph.form import Graph
 from mpiconv.graph.grouping import grouped
@@ -15,10 +16,13 @@ from mpiconv.partition.schemes import NO_SPLIT, ROOT, SCHEMES
 from mpiconv.planner.cluster import Cluster
 from mpiconv.planner.search import Search
 from mpiconv.planner.simulation import Timeline, simulate
-from mpiconv.planner.ways import alone, first_of_each, speed, teams
+from mpiconv.planner.ways import alone, first_of_each, over, speeds_of, teams
 
 MEMORY_PART = 0.5
 """The part of a device's memory that weights may take; what else a process needs lies in the rest."""
+
+LEVELLED = 2
+"""How often shares are made anew from how long each device computes by those before."""
 
 WEIGHTS = (1.0, 0.5)
 """What a second of sending counts in the search: some of it is hidden behind computing, which it does not look at."""
@@ -63,17 +67,16 @@ def candidates(graph: Graph, cluster: Cluster, batch: int = 1) -> list[Candidate
         N, the number of pictures that travel together.
     """
     found, seen = [], set()
-    for name, plan in (
-        *undivided(graph, cluster, batch),
-        *named(graph, cluster, batch),
-        *searched(graph, cluster, batch),
+    for name, plan in chain(
+        undivided(graph, cluster, batch), named(graph, cluster, batch), searched(graph, cluster, batch)
     ):
         made = (tuple(plan.graph.unit_names), plan.boxes)
-        candidate = Candidate(name, plan, estimate(plan, cluster))
-        alike = name.startswith("all on") or len(at_work(plan)) > 1
-        if made not in seen and alike and _fits(candidate, cluster):
-            found.append(candidate)
+        if made in seen or not (name.startswith(("all on", "body on")) or len(at_work(plan)) > 1):
+            continue
         seen.add(made)
+        candidate = Candidate(name, plan, estimate(plan, cluster))
+        if _fits(candidate, cluster):
+            found.append(candidate)
     found.sort(key=lambda candidate: candidate.latency_s)
     return [_told_apart(candidate, found[:number]) for number, candidate in enumerate(found)]
 
@@ -87,12 +90,49 @@ def _told_apart(candidate: Candidate, before: Sequence[Candidate]) -> Candidate:
 def searched(graph: Graph, cluster: Cluster, batch: int = 1) -> Iterator[tuple[str, Plan]]:
     """What the search finds with the devices of each team alone, and if sending counted less since it overlaps."""
     search = Search(grouped(graph, "pool", "split"), cluster, batch)
-    for ranks in teams(cluster):
+    for ranks in teams(speeds_of(search.graph, cluster, batch)):
         for weight in WEIGHTS:
             plan = search.plan({ROOT, *ranks}, weight=weight)
             if plan is not None:
-                schemes = [name for name in dict.fromkeys(plan.schemes) if name in SCHEMES]
-                yield f"unit by unit: {', '.join(schemes)}", plan
+                yield _name(plan, cluster), plan
+
+
+def levelled(found: Sequence[Candidate], graph: Graph, cluster: Cluster, batch: int = 1) -> Iterator[tuple[str, Plan]]:
+    """What the search finds with shares after which all devices of the best split so far compute as long as each other.
+
+    ``found`` is looked at when the first of them is asked for.
+    """
+    units = grouped(graph, "pool", "split")
+    if len(set(speeds_of(units, cluster, batch))) == 1:
+        return
+    splits = [each for each in found if len(at_work(each.plan)) > 1]
+    if not splits:
+        return
+    best = min(splits, key=lambda each: each.latency_s)
+    own = [alone(units, rank, len(cluster.devices)) for rank in first_of_each(cluster)]
+    for _ in range(LEVELLED):
+        shares = level_shares(best.plan, best.timeline)
+        plan = Search(units, cluster, batch, [*own, *over(units, shares)]).plan()
+        if plan is None:
+            return
+        yield _name(plan, cluster), plan
+        best = Candidate("", plan, estimate(plan, cluster))
+
+
+def level_shares(plan: Plan, timeline: Timeline) -> list[float]:
+    """A share for each rank by the FLOP/s that it reaches in what several ranks compute; 0 for one that has no part."""
+    split = [unit for unit, row in enumerate(plan.boxes) if sum(map(bool, row)) > 1]
+    busy_s = (timeline.stamps_s[:, split, 2] - timeline.stamps_s[:, split, 1]).sum(axis=1)
+    work = [sum(plan.flops(unit, rank) for unit in split) for rank in range(plan.ranks)]
+    speeds = [each / seconds if seconds else 0.0 for each, seconds in zip(work, busy_s.tolist(), strict=True)]
+    return speeds if any(speeds) else list(plan.shares)
+
+
+def _name(plan: Plan, cluster: Cluster) -> str:
+    """What a plan that was searched for is called: by the schemes in it, or the devices that take turns."""
+    schemes = [name for name in dict.fromkeys(plan.schemes) if name in SCHEMES]
+    names = names_of(cluster)
+    return f"unit by unit: {', '.join(schemes or [names[rank] for rank in at_work(plan)])}"
 
 
 def estimate(plan: Plan, cluster: Cluster) -> Timeline:
@@ -107,11 +147,6 @@ def estimate(plan: Plan, cluster: Cluster) -> Timeline:
         return medium(spread) == "messages" and worth_overlapping(plan, spread, slowest)
 
     return simulate(schedule(plan, medium, overlap=overlap), cluster)
-
-
-def speed_shares(cluster: Cluster) -> list[float]:
-    """A share per device by its speed in 3x3 convolutions."""
-    return [speed(cluster, rank) for rank in range(len(cluster.devices))]
 
 
 def undivided(graph: Graph, cluster: Cluster, batch: int) -> Iterator[tuple[str, Plan]]:
@@ -132,8 +167,8 @@ def named(graph: Graph, cluster: Cluster, batch: int) -> Iterator[tuple[str, Pla
     count, names = len(cluster.devices), names_of(cluster)
     if count == 1:
         return
-    shares = speed_shares(cluster)
-    uneven = max(shares) > 1.05 * min(shares)
+    shares = speeds_of(grouped(graph, "pool", "split"), cluster, batch)
+    uneven = max(shares) > min(shares)
     fastest = max(range(count), key=lambda rank: shares[rank])
     heads: list[tuple[str, str | int]] = [("", "root"), (", head split", "split")]
     heads += [(f", head on {names[fastest]}", fastest)] if fastest != ROOT else []

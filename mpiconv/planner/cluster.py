@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -202,6 +202,12 @@ class Cluster:
         for device in devices:
             lines += ["", "[[device]]", *(f"{key} = {_toml(value)}" for key, value in device.items())]
         return "\n".join(lines) + "\n"
+
+
+def kinds_of(devices: Sequence[Device]) -> list[int]:
+    """For every device the number of the first that is alike but for its host's name."""
+    nameless = [replace(device, host="") for device in devices]
+    return [nameless.index(device) for device in nameless]
 
 
 _HELP = (

@@ -9,10 +9,14 @@ from mpiconv.graph.form import PICTURE, Graph
 from mpiconv.partition.box import Box, hull
 from mpiconv.partition.receptive import needs_of
 from mpiconv.partition.schemes import FUSES, MIXED, ROOT, Boxes, alone_on, boxes_of, needs_all
-from mpiconv.planner.cluster import Cluster
+from mpiconv.planner.cluster import Cluster, kinds_of
+from mpiconv.planner.speed import unit_seconds
 
 FEW = 6
 """Up to this number of devices every number of them is tried, of more the powers of two."""
+
+EQUAL = 1.05
+"""Devices whose speeds differ by less than this factor get equal shares."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +46,21 @@ def blocks(graph: Graph) -> list[range]:
     return found
 
 
-def ways(graph: Graph, cluster: Cluster) -> list[Way]:
-    """All on each device, and every scheme that can be mixed over more and more of the fastest devices."""
-    count = len(cluster.devices)
+def ways(graph: Graph, cluster: Cluster, batch: int = 1) -> list[Way]:
+    """All on each device, and every scheme that can be mixed over more and more of the fastest devices, by speed."""
+    speeds, count = speeds_of(graph, cluster, batch), len(cluster.devices)
     found = [alone(graph, rank, count) for rank in first_of_each(cluster)]
-    for ranks in teams(cluster):
-        for shares in shares_of(cluster, ranks):
-            for scheme in MIXED:
-                names, boxes = boxes_of(scheme, graph, shares)
-                found.append(Way(tuple(names), boxes, ranks, scheme in FUSES))
+    for ranks in teams(speeds):
+        found += over(graph, [speeds[rank] if rank in ranks else 0.0 for rank in range(count)])
+    return found
+
+
+def over(graph: Graph, shares: Sequence[float]) -> list[Way]:
+    """Every scheme that can be mixed, by these shares of the ranks."""
+    ranks, found = tuple(rank for rank, share in enumerate(shares) if share), []
+    for scheme in MIXED:
+        names, boxes = boxes_of(scheme, graph, shares)
+        found.append(Way(tuple(names), boxes, ranks, scheme in FUSES))
     return found
 
 
@@ -65,20 +75,29 @@ def alone(graph: Graph, rank: int, count: int) -> Way:
 
 
 def first_of_each(cluster: Cluster) -> list[int]:
-    """The root, and the first device of every other kind."""
-    kinds = [(dict(d.gflop_per_s), d.weight_bytes_per_s, d.memory_bytes) for d in cluster.devices]
-    return [rank for rank in range(len(kinds)) if rank in (ROOT, 1) or kinds[rank] not in kinds[1:rank]]
+    """The root, and the first device of every kind behind it."""
+    return [ROOT, *sorted({rank + 1 for rank in kinds_of(cluster.devices[1:])})]
 
 
-def speed(cluster: Cluster, rank: int) -> float:
-    """GFLOP/s of a device in convolutions of 3x3, by which devices are compared."""
-    return float(cluster.devices[rank].gflop_per_s["conv3x3"])
+def speeds_of(graph: Graph, cluster: Cluster, batch: int = 1) -> list[float]:
+    """How many pictures a s each device would compute by itself, the parts that only the root can compute apart.
+
+    Devices as fast as each other but for 5 % count as equal.
+    """
+    seconds: dict[int, float] = {}
+    for kind in kinds_of(cluster.devices):
+        if kind not in seconds:
+            device = cluster.devices[kind]
+            whole = [unit_seconds(device, unit, Box.whole(unit.out_shape), batch) for unit in graph.body]
+            seconds[kind] = sum(each for each, unit in zip(whole, graph.body, strict=True) if not unit.opaque) or 1.0
+    found = [1 / seconds[kind] for kind in kinds_of(cluster.devices)]
+    return [max(found)] * len(found) if max(found) <= EQUAL * min(found) else found
 
 
-def teams(cluster: Cluster) -> Iterator[tuple[int, ...]]:
-    """Two and more of the fastest devices; the same with the root where it is not one of them."""
-    count, seen = len(cluster.devices), set()
-    order = sorted(range(count), key=lambda rank: (-speed(cluster, rank), rank))
+def teams(speeds: Sequence[float]) -> Iterator[tuple[int, ...]]:
+    """Two and more of the fastest ranks; the same with the root where it is not one of them."""
+    count, seen = len(speeds), set()
+    order = sorted(range(count), key=lambda rank: (-speeds[rank], rank))
     sizes = range(2, count + 1) if count <= FEW else sorted({*(2**i for i in range(1, count.bit_length())), count})
     for size in sizes:
         if size > count:
@@ -88,14 +107,6 @@ def teams(cluster: Cluster) -> Iterator[tuple[int, ...]]:
             if ranks not in seen:
                 seen.add(ranks)
                 yield ranks
-
-
-def shares_of(cluster: Cluster, ranks: Sequence[int]) -> list[list[float]]:
-    """Shares for these ranks: by speed, and equal ones where that is another thing."""
-    speeds = [speed(cluster, rank) if rank in ranks else 0.0 for rank in range(len(cluster.devices))]
-    at_work = [each for each in speeds if each]
-    equal = [float(bool(each)) for each in speeds]
-    return [speeds, equal] if max(at_work) > 1.05 * min(at_work) else [equal]
 
 
 def fused_before(graph: Graph, units: range, last: Sequence[Box]) -> Boxes | None:

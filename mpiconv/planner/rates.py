@@ -1,0 +1,93 @@
+"""How long maps take to change hands on a cluster, for many pairs of layouts at once. Pure."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mpiconv.partition.plan import FLOAT_BYTES
+from mpiconv.partition.schemes import ROOT
+from mpiconv.planner.bounds import in_turn, sizes
+from mpiconv.planner.cluster import Cluster, kinds_of
+
+FEW = 24
+"""Of more ranks than this, so many are looked at: the root, one of each kind, and others evenly between them."""
+
+AT_ONCE = 4_000_000
+"""Pairs of ranks that are compared at a time, for the memory that this takes."""
+
+
+class Rates:
+    """What it takes to have maps change hands: every rank sends and receives one message at a time.
+
+    Of more than ``FEW`` ranks those of one kind are taken to be alike, so that some of each are looked at, and what
+    goes over a shared medium is counted as if no two ranks had the same part of a map.
+    """
+
+    def __init__(self, cluster: Cluster, batch: int) -> None:
+        devices, count = cluster.devices, len(cluster.devices)
+        hosts = np.unique([device.host for device in devices], return_inverse=True)[1]
+        self._near = hosts[:, None] == hosts[None]
+        self._shared = cluster.medium == "shared"
+        alpha_s, per_element_s = np.zeros((count, count)), np.zeros((count, count))
+        off = ~np.eye(count, dtype=bool)
+        alpha_s[off] = [link.alpha_s for link in cluster.links]
+        per_element_s[off] = [FLOAT_BYTES * batch / link.beta_bytes_per_s for link in cluster.links]
+        copying_s = np.array([FLOAT_BYTES * batch / device.weight_bytes_per_s for device in devices])
+        self._alpha_s = np.where(self._near, 0.0, alpha_s)
+        self._per_element_s = np.where(self._near, copying_s[:, None], per_element_s) * off
+        self._seen = np.arange(count) if count <= FEW else _some(cluster)
+
+    def between(self, own: np.ndarray, need: np.ndarray) -> np.ndarray:
+        """(a, b): s from each of some layouts (a, rank, 6) to each of some needs (b, rank, 6)."""
+        pairs = len(own) * len(self._seen) * own.shape[-2]
+        return in_turn(len(need), max(AT_ONCE // pairs, 1), lambda part: self.seconds(own[:, None], need[None, part]))
+
+    def seconds(self, own: np.ndarray, need: np.ndarray) -> np.ndarray:
+        """Until every rank has what it needs: (..., rank, 6) bounds each, broadcast against each other.
+
+        Of one rank's map that several need all of, each hands on what it has, as in a binomial tree.
+        """
+        seen = self._seen
+        out = _common(own[..., seen, None, :], need[..., None, :, :])
+        out[..., np.arange(len(seen)), seen] = 0
+        taken = out * self._per_element_s[seen]
+        sent = taken.sum(axis=-1)
+        targets = (out > 0).sum(axis=-1)
+        same = out.max(axis=-1) * targets == out.sum(axis=-1)
+        tree = (targets > 1) & same & ((targets > 0).sum(axis=-1, keepdims=True) == 1)
+        rounds = np.ceil(np.log2(targets + 1.0))
+        sent = np.where(tree, sent * rounds / np.maximum(targets, 1), sent)
+        everyone = len(seen) == len(self._near)
+        received, far = taken.sum(axis=-2), (taken * ~self._near[seen]).sum(axis=(-1, -2)) if self._shared else None
+        if not everyone:
+            into = _common(own[..., :, None, :], need[..., None, seen, :])
+            into[..., seen, np.arange(len(seen))] = 0
+            received = (into * self._per_element_s[:, seen]).sum(axis=-2)
+            far = self._all(own, need) if self._shared else None
+        busy = np.maximum(sent.max(axis=-1), received.max(axis=-1))
+        if far is not None:
+            busy = np.maximum(busy, far)
+        waits = np.where(out > 0, self._alpha_s[seen], 0.0).max(axis=(-1, -2))
+        return np.asarray(busy + waits)
+
+    def _all(self, own: np.ndarray, need: np.ndarray) -> np.ndarray:
+        """S that all of a map takes on a shared medium, for each rank what it needs and has not."""
+        each = self._per_element_s.sum(axis=0) / max(len(self._near) - 1, 1)
+        return np.asarray(((sizes(need) - _common(own, need)) * each).sum(axis=-1))
+
+
+def _common(own: np.ndarray, need: np.ndarray) -> np.ndarray:
+    """Elements in both of the boxes with bounds (..., 6), broadcast against each other."""
+    found = 1.0
+    for axis in (0, 2, 4):
+        lo = np.maximum(own[..., axis], need[..., axis])
+        found = found * np.clip(np.minimum(own[..., axis + 1], need[..., axis + 1]) - lo, 0, None)
+    return np.asarray(found)
+
+
+def _some(cluster: Cluster) -> np.ndarray:
+    """The ranks that are looked at: the root, the next two, the first of every kind, and some evenly between."""
+    count = len(cluster.devices)
+    return np.unique(
+        [ROOT, 1, 2, count - 1, *kinds_of(cluster.devices), *np.linspace(0, count - 1, FEW // 2).astype(int)]
+    )
