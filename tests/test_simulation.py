@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -20,7 +18,6 @@ from mpiconv.planner.cluster import UNIT_KINDS, Cluster, Device, Link
 from mpiconv.planner.simulation import Links, _exchanged, simulate
 from mpiconv.planner.speed import CALL_S, kind_of, unit_seconds
 from mpiconv.planner.ways import speeds_of
-from tests.conftest import mpiconv as run
 from tests.random_nets import SHARES, nets
 
 
@@ -163,52 +160,3 @@ def test_weights_that_find_no_room():
     found = candidates(graph, Cluster(tuple(small), cluster(1.0, 1.0).links))
     assert found
     assert all(max(c.weight_bytes) <= 0.6 * whole for c in found)
-
-
-def saved(tmp_path, *speeds: float, rate: float) -> str:
-    path = tmp_path / "cluster.toml"
-    cluster(*speeds, rate=rate).save(path)
-    return str(path)
-
-
-def test_plan_says_what_to_do_in_a_sentence(tmp_path):
-    alone = run(0, "plan", "--model", "vgg11", "--cluster", saved(tmp_path, 1.0, 30.0, rate=3e6))
-    assert alone.status == 0, alone.err
-    first = alone.out.splitlines()[0]
-    assert re.fullmatch(
-        r"Do not split: run it all on b, \S+ m?s a picture, \S+ x faster than a alone\. The .*", first
-    ), first
-    assert "Estimated from" in alone.out
-    split = run(0, "plan", "--model", "vgg11", "--cluster", saved(tmp_path, 1.0, 1.0, rate=1e9))
-    assert split.out.startswith("Split it: ")
-
-
-def test_the_best_plan_is_saved_and_runs(tmp_path):
-    words = ["plan", "--model", "digits", "--cluster", saved(tmp_path, 0.01, 0.01, rate=1e9)]
-    ended = run(0, *words, "--save", tmp_path / "p.json", "--json")
-    assert ended.json["estimated"] is True
-    assert ended.json["best"] == ended.json["candidates"][0]["name"]
-    times = [each["latency_s"] for each in ended.json["candidates"]]
-    assert times == sorted(times)
-    done = run(2, "run", "--model", "digits", "--plan", tmp_path / "p.json", "--repeats", 2, "--check", "--json")
-    assert done.status == 0, done.err
-    assert done.json["check"]["max_rel_error"] <= 1e-5
-
-
-@pytest.mark.parametrize(
-    ("more", "word"),
-    [
-        (["--scheme", "kpm"], "--cluster chooses a plan by itself: leave --scheme out"),
-        (["--ranks", "2"], "leave --ranks out"),
-    ],
-)
-def test_what_does_not_go_with_a_cluster(more, word, tmp_path):
-    ended = run(0, "plan", "--model", "digits", "--cluster", saved(tmp_path, 1.0, 1.0, rate=1e6), *more)
-    assert ended.status == 2
-    assert word in ended.errors[0]
-
-
-def test_a_cluster_that_is_missing():
-    ended = run(0, "plan", "--model", "digits", "--cluster", "nowhere.toml")
-    assert ended.status == 1
-    assert "nowhere.toml" in ended.errors[0]

@@ -17,7 +17,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cluster",
         metavar="FILE.toml",
         help="choose a plan for the devices and links that mpiconv probe measured: says first what to do and what it "
-        "gains, then the alternatives; all of it estimated, no device needed",
+        "gains, then the alternatives; all of it estimated, no device needed (hostfiles/clusters/ has nominal ones)",
+    )
+    parser.add_argument(
+        "--root", metavar="HOST", help="with --cluster: the device that has the pictures, as if it came first in FILE"
+    )
+    parser.add_argument(
+        "--explain", metavar="UNIT", help="with --cluster: why the best plan splits this unit as it does"
+    )
+    parser.add_argument(
+        "--html",
+        type=named(".html"),
+        metavar="FILE.html",
+        help="with --cluster: also write a page with the alternatives and the timeline of the best",
     )
     parser.add_argument("--ranks", type=positive, metavar="N", help="number of ranks (default: 2)")
     parser.add_argument("--plan", metavar="FILE", help="show this plan instead of making one")
@@ -33,6 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
         from mpiconv.cli.plan_choice import choose
 
         return choose(arguments)
+    for name in ("root", "explain", "html"):
+        if getattr(arguments, name):
+            raise UsageError(f"--{name} is about a cluster: give --cluster FILE.toml too")
     if arguments.scheme == AUTO and not arguments.plan:
         raise UsageError(
             f"--scheme {AUTO} chooses for the devices and links at hand: give them as --cluster FILE.toml, as mpiconv "

@@ -3,104 +3,306 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from mpiconv.cli.options import AUTO
-from mpiconv.cli.setup import build_model
+from mpiconv.cli.setup import build_outline
 from mpiconv.cli.tables import align
 from mpiconv.errors import MpiconvError, UsageError
+from mpiconv.graph.form import Graph
 from mpiconv.graph.trace import trace
 from mpiconv.partition.plan import at_work
-from mpiconv.planner.candidates import Candidate, candidates
+from mpiconv.planner.advice import BreakEven, alternatives, break_even, helps, lower_bound_s, rate_now
+from mpiconv.planner.candidates import Candidate, candidates, names_of
 from mpiconv.planner.cluster import Cluster
+from mpiconv.planner.energy import joules
 from mpiconv.text import to_json
-from mpiconv.words import counted
+from mpiconv.words import counted, did_you_mean
 
 SHOWN = 8
+WORTH = 1.05
+"""A change that makes a picture less than this factor faster is said to help little."""
+
+NOTES = (
+    "pictures/s: with several in flight. most weights: on any one device. energy: above idle, of all devices together.",
+    "first start: until the weights are where they are needed; later starts have them from the weight cache.",
+)
+
+NOT_ASKED = ("scheme", "shares", "offload", "gather", "head", "ranks", "plan")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A network, a cluster and the plans for it, the best first; what follows is worked out when it is asked for."""
+
+    path: str
+    graph: Graph
+    cluster: Cluster
+    found: Sequence[Candidate]
+    batch: int = 1
+
+    @property
+    def best(self) -> Candidate:
+        """The plan with the least latency."""
+        return self.found[0]
+
+    @cached_property
+    def own(self) -> Candidate | None:
+        """All on device 0."""
+        return next((each for each in self.found if at_work(each.plan) == [0] and not each.divided), None)
+
+    @cached_property
+    def shown(self) -> list[Candidate]:
+        """The fastest plans, and every one that leaves all to one device."""
+        return [each for i, each in enumerate(self.found) if i < SHOWN or each.name.startswith("all on")]
+
+    @cached_property
+    def break_even(self) -> BreakEven | None:
+        """From which link rate on splitting pays."""
+        return break_even(self.graph, self.cluster, self.found, self.batch)
+
+    @cached_property
+    def helps(self) -> list[tuple[str, float]]:
+        """What some changes of the cluster would come to."""
+        return helps(self.graph, self.cluster, self.batch)
+
+    @cached_property
+    def lower_bound_s(self) -> float:
+        """S below which no split comes."""
+        return lower_bound_s(self.graph, self.cluster, self.batch)
 
 
 def choose(arguments: argparse.Namespace) -> int:
     """Print what to do and the alternatives, all of it estimated; save the best plan if that is asked for."""
-    for name in ("scheme", "shares", "offload", "gather", "head", "ranks", "plan"):
+    for name in NOT_ASKED:
         if getattr(arguments, name) not in (None, AUTO):
             raise UsageError(f"--cluster chooses a plan by itself: leave --{name} out, or leave --cluster out")
+    answer = find(arguments)
+    if arguments.save:
+        answer.best.plan.save(arguments.save)
+    if arguments.html:
+        _write_page(answer, arguments.html)
+    if arguments.explain:
+        print("\n".join(explained(answer, arguments.explain)))
+    elif arguments.json:
+        print(to_json(as_dict(answer)))
+    else:
+        print("\n".join(_text(answer, arguments)))
+    if arguments.html and not arguments.json:
+        print(f"{arguments.html} shows it as a page", file=sys.stderr)
+    return 0
+
+
+def find(arguments: argparse.Namespace) -> Answer:
+    """Look for plans for the network and the cluster that the options name."""
     cluster = Cluster.load(arguments.cluster)
-    model, info = build_model(arguments)
-    graph = trace(model, info.input_shape, batch=arguments.batch or 1).layers
-    found = candidates(graph, cluster, arguments.batch or 1)
+    if arguments.root:
+        cluster = cluster.rooted_at(_device(cluster, arguments.root, arguments.cluster))
+    model, info = build_outline(arguments)
+    batch = arguments.batch or 1
+    graph = trace(model, info.input_shape, batch=batch).layers
+    found = candidates(graph, cluster, batch)
     if not found:
         raise MpiconvError(
             f"no plan for {graph.model} fits the memory of the devices in {arguments.cluster}: more or larger devices "
             "are wanted"
         )
-    if arguments.save:
-        found[0].plan.save(arguments.save)
-    if arguments.json:
-        print(to_json(as_dict(found, arguments.cluster)))
-        return 0
-    print(sentence(found, cluster))
-    print(f"Estimated from {arguments.cluster}, not measured.")
-    print()
-    print("\n".join(table(found)))
-    print()
-    if arguments.save:
-        words = f"mpirun --hostfile FILE -n {len(cluster.devices)} mpiconv run --model {arguments.model}"
-        print(f"{words} --plan {arguments.save} --check    # runs it; FILE lists the hosts in the order of the devices")
-    else:
-        print("--save FILE.json writes the first as a plan, for mpiconv run --plan FILE.json")
-    return 0
+    return Answer(arguments.cluster, graph, cluster, found, batch)
 
 
-def sentence(found: Sequence[Candidate], cluster: Cluster) -> str:
-    """What to do and what it gains over device 0 alone, in a sentence or two."""
-    best, first = found[0], cluster.devices[0].host
-    own = next((each for each in found if each.name.startswith("all on") and at_work(each.plan) == [0]), None)
-    takes = f"{seconds(best.latency_s)} a {'picture' if best.plan.batch == 1 else 'batch'}"
+def _write_page(answer: Answer, path: str) -> None:
+    """The answer as a page of its own."""
+    from mpiconv.study.plan_page import write_plan_page
+
+    units = answer.best.plan.graph.unit_names
+    plans, per_unit = rows_of(answer), unit_rows(answer)
+    words = [sentence(answer), *advice(answer)]
+    title = f"{answer.graph.model} on {answer.path}"
+    stamps, names = answer.best.timeline.stamps_s, names_of(answer.cluster)
+    write_plan_page(path, title, words, plans, per_unit, stamps, units, names)
+
+
+def unit_rows(answer: Answer) -> list[dict[str, str]]:
+    """Unit by unit, which part of it each device computes under the best plan, and when the last is done."""
+    plan, stamps, names = answer.best.plan, answer.best.timeline.stamps_s, names_of(answer.cluster)
+    rows = []
+    for index, unit in enumerate(plan.graph.units):
+        whole = unit.flops or 1
+        at = [rank for rank in range(plan.ranks) if plan.owned[index][rank]]
+        parts = [f"{names[rank]} {100 * plan.flops(index, rank) / plan.batch / whole:.0f} %" for rank in at]
+        busy = stamps[:, index, 2] - stamps[:, index, 1]
+        rows.append(
+            {
+                "unit": unit.name,
+                "by": plan.schemes[index] if index < len(plan.schemes) else "root",
+                "computed on (part of the FLOPs)": ", ".join(parts) if len(parts) <= 6 else f"{len(parts)} devices",
+                "computing": seconds(float(busy.max())),
+                "done after": seconds(float(stamps[:, index, 2].max())),
+            }
+        )
+    return rows
+
+
+def _device(cluster: Cluster, host: str, path: str) -> int:
+    names = names_of(cluster)
+    if host in names:
+        return names.index(host)
+    if host.isdecimal() and int(host) < len(names):
+        return int(host)
+    raise UsageError(f"--root {host}: {path} has the devices {', '.join(names)}{did_you_mean(host, names)}")
+
+
+def _text(answer: Answer, arguments: argparse.Namespace) -> list[str]:
+    lines = [sentence(answer), f"Estimated from {answer.path}, not measured.", "", *table(answer), *NOTES, ""]
+    lines += [*advice(answer), ""]
+    if arguments.save:
+        words = f"mpirun --hostfile FILE -n {len(answer.cluster.devices)} mpiconv run --model {arguments.model}"
+        hosts = ", ".join(dict.fromkeys(device.host for device in answer.cluster.devices))
+        return [
+            *lines,
+            f"{words} --plan {arguments.save} --check",
+            f"    runs it; FILE lists the hosts in this order: {hosts}",
+        ]
+    return [*lines, "--save FILE.json writes the first as a plan, for mpiconv run --plan FILE.json"]
+
+
+def sentence(answer: Answer) -> str:
+    """What to do and what it gains over device 0 alone, in a few sentences."""
+    best, own, names = answer.best, answer.own, names_of(answer.cluster)
+    takes = f"{seconds(best.latency_s)} a {'picture' if answer.batch == 1 else 'batch'}"
     gain = ""
     if own is not None and own is not best:
-        gain = f", {own.latency_s / best.latency_s:.1f} x faster than {first} alone"
-    if len([rank for rank in at_work(best.plan) if rank]) <= 1 and best.name.startswith(("all on", "body on")):
-        split = next((each for each in found if not each.name.startswith(("all on", "body on"))), None)
+        gain = f", {own.latency_s / best.latency_s:.1f} x faster than {names[0]} alone"
+    if best.divided:
+        what = f"Split it: {best.name}, over {counted(len(at_work(best.plan)), 'device')}, {takes}{gain}."
+    else:
+        split = next((each for each in answer.found if each.divided), None)
         other = f" The fastest split, {split.name}, takes {seconds(split.latency_s)}." if split is not None else ""
-        return f"Do not split: run it {best.name}, {takes}{gain}.{other}"
-    return f"Split it: {best.name}, over {counted(len(at_work(best.plan)), 'device')}, {takes}{gain}."
+        what = f"Do not split: run it {best.name}, {takes}{gain}.{other}"
+    return f"{what} {_break_even(answer)}".rstrip()
 
 
-def table(found: Sequence[Candidate]) -> list[str]:
-    """The fastest plans, and every one that leaves all to one device."""
-    shown = [each for i, each in enumerate(found) if i < SHOWN or each.name.startswith("all on")]
-    rows = [["plan", "latency", "moved MB", "most weights MB"]]
+def _break_even(answer: Answer) -> str:
+    """From which link rate on splitting pays, in a sentence."""
+    found, now = answer.break_even, rate_now(answer.cluster)
+    if found is None:
+        return ""
+    if found.factor is None:
+        return "Splitting pays at any link rate." if found.pays_now else "Splitting pays at no link rate."
+    to = "down to" if found.pays_now else "from"
+    if now is None:
+        way = f"{1 / found.factor:.3g} x as slow" if found.pays_now else f"{found.factor:.3g} x as fast"
+        return f"Splitting pays {to} links {way} as they are."
+    return f"Splitting pays {to} {found.factor * now / 1e6:.2g} MB/s (now {now / 1e6:.3g})."
+
+
+def advice(answer: Answer) -> list[str]:
+    """What would help, and how far from the best possible the best is."""
+    best_s, bound_s = answer.best.latency_s, answer.lower_bound_s
+    (_, now_s), *changes = answer.helps
+    told = [f"{what} {seconds(then)} ({now_s / then:.2f} x faster)" for what, then in changes if now_s / then >= WORTH]
+    little = [what for what, then in changes if now_s / then < WORTH]
+    rest = f"{', '.join(little)}: less than {100 * (WORTH - 1):.0f} %" if little else ""
+    return [
+        f"Would help: {'; '.join([*told, rest] if rest else told)}.",
+        f"Lower bound: {seconds(bound_s)}, all devices at work all the time and nothing sent; the best plan takes "
+        f"{best_s / bound_s:.2f} x that.",
+    ]
+
+
+def rows_of(answer: Answer) -> list[dict[str, str]]:
+    """The table of the plans, a row for each: column by column what is shown."""
+    rows = []
+    for each in answer.shown:
+        energy = joules(each.plan, each.timeline, answer.cluster)
+        rows.append(
+            {
+                "plan": each.name,
+                "latency": seconds(each.latency_s),
+                "pictures/s": f"{each.pictures_per_s(answer.cluster):.3g}",
+                "moved MB": f"{each.bytes_moved / 1e6:.2f}",
+                "most weights MB": f"{max(each.weight_bytes) / 1e6:.1f}",
+                "energy J": "-" if energy is None else f"{sum(energy):.3g}",
+                "first start": seconds(each.first_start_s(answer.cluster)),
+            }
+        )
+    return rows
+
+
+def table(answer: Answer) -> list[str]:
+    """The fastest plans, and every one that leaves all to one device; the column of energy only where it is known."""
+    rows = rows_of(answer)
+    columns = [key for key in rows[0] if key != "energy J" or any(row[key] != "-" for row in rows)]
+    return align([columns, *([row[key] for key in columns] for row in rows)])
+
+
+def explained(answer: Answer, unit: str) -> list[str]:
+    """Who computes a unit under the best plan, and what the other ways to split it would take there."""
+    plan = answer.best.plan
+    names = plan.graph.unit_names[: len(plan.boxes)]
+    if unit not in names:
+        raise UsageError(f"--explain {unit}: the units are {', '.join(names)}{did_you_mean(unit, names)}")
+    index, devices = names.index(unit), names_of(answer.cluster)
+    parts = [f"{devices[rank]} {box}" for rank, box in enumerate(plan.boxes[index]) if box]
+    rows = [["way", "computing", "getting its input", "together", ""]]
     rows += [
         [
             each.name,
-            seconds(each.latency_s),
-            f"{each.bytes_moved / 1e6:.2f}",
-            f"{max(each.weight_bytes) / 1e6:.1f}",
+            seconds(each.compute_s),
+            seconds(each.exchange_s),
+            seconds(each.compute_s + each.exchange_s),
+            "<- the plan" if each.chosen else "",
         ]
-        for each in shown
+        for each in alternatives(plan, answer.cluster, index)
     ]
-    return align(rows)
+    return [
+        f"{unit} under the best plan, {answer.best.name}: channels, rows and columns of its output on each device",
+        *(f"    {part}" for part in parts),
+        "",
+        "Ways to split it, estimated for this unit by itself after what the plan does before it. The plan is the best",
+        "for all units together: a way that is quicker here may cost more behind it.",
+        "",
+        *(line.rstrip() for line in align(rows)),
+    ]
 
 
-def as_dict(found: Sequence[Candidate], path: str | Path) -> dict[str, Any]:
+def as_dict(answer: Answer) -> dict[str, Any]:
     """What ``--json`` prints."""
+    found, now = answer.break_even, rate_now(answer.cluster)
     return {
         "estimated": True,
-        "cluster": str(path),
-        "best": found[0].name,
+        "cluster": str(answer.path),
+        "devices": names_of(answer.cluster),
+        "sentence": sentence(answer),
+        "best": answer.best.name,
+        "lower_bound_s": answer.lower_bound_s,
+        "break_even": None
+        if found is None
+        else {
+            "pays_now": found.pays_now,
+            "factor": found.factor,
+            "bytes_per_s": found.factor * now if found.factor and now else None,
+        },
+        "helps": [{"what": what, "latency_s": then} for what, then in answer.helps],
         "candidates": [
             {
                 "name": each.name,
                 "latency_s": each.latency_s,
+                "pictures_per_s": each.pictures_per_s(answer.cluster),
                 "bytes_moved": each.bytes_moved,
                 "weight_bytes": each.weight_bytes,
+                "energy_j": joules(each.plan, each.timeline, answer.cluster),
+                "first_start_s": each.first_start_s(answer.cluster),
+                "splits": each.divided,
                 "devices": at_work(each.plan),
             }
-            for each in found
+            for each in answer.found
         ],
-        "plan": found[0].plan.to_dict(),
+        "plan": answer.best.plan.to_dict(),
     }
 
 

@@ -18,7 +18,7 @@ from mpiconv.data.datasets import HELD_OUT, LabelledPictures, is_labelled, open_
 from mpiconv.data.pictures import PictureFiles, Pictures, RandomPictures, folder_pictures
 from mpiconv.errors import ModelError, PlanError, UsageError
 from mpiconv.measure.energy import EnergyProfile, load_profile
-from mpiconv.models import Info, info_of, load_model
+from mpiconv.models import Info, info_of, load_model, outline
 from mpiconv.partition import Plan, make_plan
 from mpiconv.partition.box import normalised
 from mpiconv.partition.schemes import ROOT_ALONE
@@ -57,13 +57,27 @@ class Job:
 
 def build_model(arguments: argparse.Namespace) -> tuple[nn.Module, Info]:
     """The model that the options name, and how it wants its pictures."""
-    model = load_model(
-        arguments.model,
-        arguments.weights,
-        arguments.classes,
-        arguments.seed,
-        allow_nonfinite=arguments.allow_nonfinite,
+    return _as_asked(
+        load_model(
+            arguments.model,
+            arguments.weights,
+            arguments.classes,
+            arguments.seed,
+            allow_nonfinite=arguments.allow_nonfinite,
+        ),
+        arguments,
     )
+
+
+def build_outline(arguments: argparse.Namespace) -> tuple[nn.Module, Info]:
+    """The same for whoever only plans: weights that nobody named are not drawn."""
+    if arguments.weights:
+        return build_model(arguments)
+    return _as_asked(outline(arguments.model, arguments.classes), arguments)
+
+
+def _as_asked(model: nn.Module, arguments: argparse.Namespace) -> tuple[nn.Module, Info]:
+    """A model with how it wants its pictures; ``--input-size`` says another size."""
     info = info_of(model)
     if info.note and not getattr(arguments, "quiet", False):
         print(f"mpiconv: note: {info.note}", file=sys.stderr, flush=True)

@@ -121,6 +121,17 @@ def load_model(
     return _with_weights(entry, replace(entry.info, name=name), weights, allow_nonfinite, num_classes)
 
 
+def outline(name: str, num_classes: int | None = None) -> nn.Module:
+    """A named model for whoever only plans: as ``load_model`` gives it, but that its weights are not drawn.
+
+    The user's own models and torchvision's are as ``load_model`` gives them. Raises what that raises.
+    """
+    entry = _find(name)
+    if entry is None or entry.draws:
+        return load_model(name, None, num_classes)
+    return _finish(entry.empty(10 if num_classes is None else num_classes), entry.info)
+
+
 def _own_model(name: str, weights: str | Path | None, seed: int, allow_nonfinite: bool) -> nn.Module:
     """A model of the user's, as ``load_model`` gives it."""
     with torch.random.fork_rng(devices=[]):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 
 from mpiconv.graph.form import Graph
 from mpiconv.graph.grouping import grouped
 from mpiconv.partition.exchange import Exchange
+from mpiconv.partition.holdings import holdings, travels
 from mpiconv.partition.making import make_plan
-from mpiconv.partition.plan import Plan, at_work
-from mpiconv.partition.schedule import schedule, worth_overlapping
+from mpiconv.partition.plan import FLOAT_BYTES, Plan, at_work
+from mpiconv.partition.schedule import Schedule, schedule, worth_overlapping
 from mpiconv.partition.schemes import NO_SPLIT, ROOT, SCHEMES
 from mpiconv.planner.cluster import Cluster
 from mpiconv.planner.search import Search
@@ -41,6 +43,11 @@ class Candidate:
         """Estimated s from a picture to its answer."""
         return self.timeline.latency_s
 
+    @cached_property
+    def divided(self) -> bool:
+        """Whether several devices compute parts of some unit."""
+        return any(sum(map(bool, row)) > 1 for row in self.plan.boxes)
+
     @property
     def bytes_moved(self) -> int:
         """B that travel between ranks for a frame, once per receiver."""
@@ -52,6 +59,38 @@ class Candidate:
         """B of weights that each rank computes with."""
         units = range(len(self.plan.graph.units))
         return [sum(self.plan.weight_bytes(unit, rank) for unit in units) for rank in range(self.plan.ranks)]
+
+    def pictures_per_s(self, cluster: Cluster) -> float:
+        """Pictures/s with several batches in flight: what is busy longest, a device or a link, is always busy."""
+        busy_s = max(float(self.timeline.compute_s.max()), self._sending_s(cluster))
+        return self.plan.batch / min(busy_s, self.latency_s)
+
+    def _sending_s(self, cluster: Cluster) -> float:
+        """S per batch in which the busiest end of a link carries messages, or the medium where all share one."""
+        hosts = [device.host for device in cluster.devices]
+        out, into = [0.0] * self.plan.ranks, [0.0] * self.plan.ranks
+        for spread in self.plan.exchanges.values():
+            for each in spread.transfers:
+                if hosts[each.source] != hosts[each.target]:
+                    link = cluster.link(each.source, each.target)
+                    seconds = FLOAT_BYTES * self.plan.batch * each.box.size / link.beta_bytes_per_s
+                    out[each.source] += seconds
+                    into[each.target] += seconds
+        return sum(out) if cluster.medium == "shared" else max(*out, *into)
+
+    def first_start_s(self, cluster: Cluster) -> float:
+        """S in which the weights come to the devices at the first start, from the root one after the other."""
+        held = holdings(self.plan)
+        total = dict.fromkeys(range(self.plan.ranks), 0)
+        for spread in travels({}, held).values():
+            for each in spread.transfers:
+                total[each.target] += FLOAT_BYTES * each.box.size
+        hosts = [device.host for device in cluster.devices]
+        return sum(
+            each / cluster.link(ROOT, rank).beta_bytes_per_s
+            for rank, each in total.items()
+            if rank != ROOT and hosts[rank] != hosts[ROOT]
+        )
 
 
 def candidates(graph: Graph, cluster: Cluster, batch: int = 1) -> list[Candidate]:
@@ -131,12 +170,20 @@ def level_shares(plan: Plan, timeline: Timeline) -> list[float]:
 def _name(plan: Plan, cluster: Cluster) -> str:
     """What a plan that was searched for is called: by the schemes in it, or the devices that take turns."""
     schemes = [name for name in dict.fromkeys(plan.schemes) if name in SCHEMES]
+    if schemes:
+        return f"unit by unit: {', '.join(schemes)}"
     names = names_of(cluster)
-    return f"unit by unit: {', '.join(schemes or [names[rank] for rank in at_work(plan)])}"
+    turns = [names[rank] for rank in dict.fromkeys(rank for row in plan.boxes for rank, box in enumerate(row) if box)]
+    return f"all on {turns[0]}" if len(turns) == 1 else f"first on {', then on '.join(turns)}"
 
 
 def estimate(plan: Plan, cluster: Cluster) -> Timeline:
     """How a frame goes by a plan on a cluster, as ``distribute`` would run it there."""
+    return simulate(on_links(plan, cluster), cluster)
+
+
+def on_links(plan: Plan, cluster: Cluster) -> Schedule:
+    """The schedule that a plan would come to on a cluster: memory between ranks of a host, pieces on slow links."""
     hosts = [device.host for device in cluster.devices]
     slowest = max((1 / link.beta_bytes_per_s for link in cluster.links), default=0.0)
 
@@ -146,7 +193,7 @@ def estimate(plan: Plan, cluster: Cluster) -> Timeline:
     def overlap(spread: Exchange) -> bool:
         return medium(spread) == "messages" and worth_overlapping(plan, spread, slowest)
 
-    return simulate(schedule(plan, medium, overlap=overlap), cluster)
+    return schedule(plan, medium, overlap=overlap)
 
 
 def undivided(graph: Graph, cluster: Cluster, batch: int) -> Iterator[tuple[str, Plan]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ LARGEST = 1e30
 
 UNIT_KINDS = ("conv1x1", "conv3x3", "conv5x5", "conv7x7", "conv11x11", "depthwise3x3", "linear")
 """The kinds of unit whose speed is known of every device: convolutions by kernel size, and fully connected layers."""
+
+POWERS = ("idle", "waiting", "computing", "transferring")
+"""What a device draws in W: always, and above that while a rank of it waits, computes, and sends or receives."""
 
 MEDIA = ("switch", "shared", "unknown")
 """Whether two pairs of devices that talk at once keep their rates, halve them, or nobody knows."""
@@ -38,6 +41,8 @@ class Device:
         How many B of weights a fully connected layer gets through per s: such layers wait for memory.
     pace
         How many times slower than its core the device was made to compute; 1 for a real one.
+    power_w
+        What it draws, for every key in ``POWERS``, with ``threads`` threads; empty where it is not known.
 
     Raises
     ------
@@ -52,15 +57,23 @@ class Device:
     gflop_per_s: Mapping[str, float]
     weight_bytes_per_s: float
     pace: float = 1.0
+    power_w: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         where = f"device {self.host}"
+        _check(f"{where}: power_w", self.power_w, dict.fromkeys(POWERS, "a number"), POWERS if self.power_w else ())
+        _at_least(where, 0, **{f"power_w.{key}": value for key, value in self.power_w.items()})
         _check(f"{where}: gflop_per_s", self.gflop_per_s, dict.fromkeys(UNIT_KINDS, "a number"), UNIT_KINDS)
         speeds = {f"gflop_per_s.{kind}": speed for kind, speed in self.gflop_per_s.items()}
         for key, value in {**speeds, "weight_bytes_per_s": self.weight_bytes_per_s}.items():
             _above_zero(where, key, value)
         _at_least(where, 1, cores=self.cores, threads=self.threads, pace=self.pace)
         _at_least(where, 0, memory_bytes=self.memory_bytes)
+
+    def faster(self, factor: float) -> Device:
+        """The same device, so many times as fast."""
+        speeds = {kind: factor * speed for kind, speed in self.gflop_per_s.items()}
+        return replace(self, gflop_per_s=speeds, weight_bytes_per_s=factor * self.weight_bytes_per_s)
 
 
 @dataclass(frozen=True)
@@ -149,6 +162,18 @@ class Cluster:
         """The link from one rank to another."""
         return self.links[source * (len(self.devices) - 1) + target - (target > source)]
 
+    def rooted_at(self, rank: int) -> Cluster:
+        """The same cluster with a device first, so that it has the pictures; the others stay in their order."""
+        order = [rank, *(other for other in range(len(self.devices)) if other != rank)]
+        places = {old: new for new, old in enumerate(order)}
+        links = (replace(link, source=places[link.source], target=places[link.target]) for link in self.links)
+        return replace(self, devices=tuple(self.devices[old] for old in order), links=tuple(links))
+
+    def with_links(self, factor: float) -> Cluster:
+        """The same devices with links that are so many times as fast; what a message takes besides its bytes stays."""
+        links = (replace(link, beta_bytes_per_s=factor * link.beta_bytes_per_s) for link in self.links)
+        return replace(self, links=tuple(links))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and strings, as they stand in the file; what is None is left out."""
         data = {key: value for key, value in asdict(self).items() if value is not None}
@@ -168,7 +193,7 @@ class Cluster:
         _check("the cluster", rest, _CLUSTER, needed=("device",))
         devices, links = (_tables(key, rest.pop(key, [])) for key in ("device", "link"))
         for i, device in enumerate(devices):
-            _check(f"device {i}", device, _DEVICE, needed=[key for key in _DEVICE if key != "pace"])
+            _check(f"device {i}", device, _DEVICE, needed=[key for key in _DEVICE if key not in _OPTIONAL])
         for i, link in enumerate(links):
             _check(f"link {i}", link, _LINK, needed=_LINK)
         return cls(tuple(Device(**device) for device in devices), tuple(Link(**link) for link in links), **rest)
@@ -196,11 +221,11 @@ class Cluster:
         """The text of the file."""
         data = self.to_dict()
         links, devices = data.pop("link"), data.pop("device")
-        lines = ["# Devices (in the order of ranks) and links of a cluster, as mpiconv probe measured them.", *_HELP]
+        lines = list(_HELP)
         lines += [f"{key} = {_toml(value)}" for key, value in data.items()]
         lines += ["link = [", *(f"  {_toml(link)}," for link in links), "]"] if links else []
         for device in devices:
-            lines += ["", "[[device]]", *(f"{key} = {_toml(value)}" for key, value in device.items())]
+            lines += ["", "[[device]]", *(f"{key} = {_toml(value)}" for key, value in device.items() if value != {})]
         return "\n".join(lines) + "\n"
 
 
@@ -211,6 +236,7 @@ def kinds_of(devices: Sequence[Device]) -> list[int]:
 
 
 _HELP = (
+    "# Devices (in the order of ranks) and links of a cluster; creator says where the numbers come from.",
     "# gflop_per_s: 1e9 FLOP/s by kind of unit. A message of n bytes from source to target takes",
     "# alpha_s + n / beta_bytes_per_s seconds. medium: do links keep their rate while others are in use?",
 )
@@ -222,7 +248,9 @@ _DEVICE = {
     "gflop_per_s": "a table",
     "weight_bytes_per_s": "a number",
     "pace": "a number",
+    "power_w": "a table",
 }
+_OPTIONAL = ("pace", "power_w")
 _LINK = {
     "source": "a whole number",
     "target": "a whole number",

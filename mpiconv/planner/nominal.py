@@ -4,7 +4,8 @@ A device's speed in convolutions is its nominal peak, the same as in ``hostfiles
 clock of one core x float32 operations in a cycle: mpiconv computes with one thread a rank unless told otherwise), times
 the part of the peak that one x86 core of about 120 GFLOP/s reached in the probe of ``docs/cluster.md``, by kind of
 layer. That other cores reach the same parts of their peaks is an assumption, as is that one core gets a third of the
-data sheet's rate of memory. ``mpiconv probe`` on real devices is better than all of this.
+data sheet's rate of memory. A core draws its part of the chip's power, also while it waits: MPI waits by spinning.
+``mpiconv probe`` on real devices is better than all of this.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ MEMORY_PART = 1 / 3
 FLOPS_PER_WEIGHT_BYTE = 0.5
 """A fully connected layer does a multiply-add with every weight of 4 B that it reads, for one picture."""
 
+TRANSFER_W = 0.8
+"""What a radio draws while it sends or receives, as in [KPM22]."""
+
 GIB = 2**30
 
 CREATOR = "nominal: estimated from data sheets, not measured"
@@ -44,19 +48,24 @@ CREATOR = "nominal: estimated from data sheets, not measured"
 
 @dataclass(frozen=True)
 class Sheet:
-    """What data sheets say of a device: cores, peak of one of them, memory and the rate of it."""
+    """What data sheets say of a device: cores, peak of one of them, memory and the rate of it.
+
+    ``power_w`` is what all cores draw together, above idle as far as it is known; ``measure/profiles.toml`` has the
+    sources.
+    """
 
     cores: int
     peak_gflop_per_s: float
     memory_bytes: int
     memory_bytes_per_s: float
+    power_w: float
     what: str
 
 
 SHEETS = {
-    "pi4": Sheet(4, 12.0, 4 * GIB, 12.8e9, "Raspberry Pi 4 (Cortex-A72, 1.5 GHz x 8; LPDDR4-3200, 32 bits)"),
-    "xavier-nx": Sheet(6, 30.0, 8 * GIB, 51.2e9, "Jetson Xavier NX (Carmel, 1.9 GHz x 16; LPDDR4x-3200, 128 bits)"),
-    "laptop": Sheet(4, 125.0, 8 * GIB, 38.4e9, "laptop (Core i5-8265U, 3.9 GHz x 32; two channels of DDR4-2400)"),
+    "pi4": Sheet(4, 12.0, 4 * GIB, 12.8e9, 3.7, "Raspberry Pi 4 (Cortex-A72, 1.5 GHz x 8; LPDDR4-3200, 32 bits)"),
+    "xavier-nx": Sheet(6, 30.0, 8 * GIB, 51.2e9, 10.0, "Jetson Xavier NX (Carmel, 1.9 GHz x 16; LPDDR4x, 128 bits)"),
+    "laptop": Sheet(4, 125.0, 8 * GIB, 38.4e9, 15.0, "laptop (Core i5-8265U, 3.9 GHz x 32; two DDR4-2400)"),
 }
 """The nominal devices, by name."""
 
@@ -77,7 +86,9 @@ def nominal_device(name: str, host: str = "") -> Device:
         for kind, probed in PROBED_GFLOP_PER_S.items()
     }
     speeds["linear"] = round(FLOPS_PER_WEIGHT_BYTE * weight_bytes_per_s / 1e9, 3)
-    return Device(host or name, sheet.cores, 1, sheet.memory_bytes, speeds, round(weight_bytes_per_s))
+    core_w = round(sheet.power_w / sheet.cores, 3)
+    power = {"idle": 0.0, "waiting": core_w, "computing": core_w, "transferring": TRANSFER_W}
+    return Device(host or name, sheet.cores, 1, sheet.memory_bytes, speeds, round(weight_bytes_per_s), power_w=power)
 
 
 def nominal_cluster(names: Sequence[str], beta_bytes_per_s: float, alpha_s: float, medium: str = "switch") -> Cluster:
@@ -99,3 +110,14 @@ def linked(devices: Sequence[Device], beta_bytes_per_s: float, alpha_s: float, m
     ranks = range(len(devices))
     links = tuple(Link(a, b, alpha_s, beta_bytes_per_s) for a in ranks for b in ranks if a != b)
     return Cluster(tuple(devices), links, medium, creator=CREATOR)
+
+
+CLUSTERS = {
+    "pi4-nx-laptop-100": (("pi4", "xavier-nx", "laptop"), 100e6, 2e-4, "switch"),
+    "pi4-nx-laptop-12.5": (("pi4", "xavier-nx", "laptop"), 12.5e6, 2e-4, "switch"),
+    "pi4-nx-laptop-3": (("pi4", "xavier-nx", "laptop"), 3e6, 2e-3, "shared"),
+    "four-pi4-ethernet": (("pi4",) * 4, 100e6, 2e-4, "switch"),
+    "eight-pi4-wifi": (("pi4",) * 8, 10e6, 2e-3, "shared"),
+    "two-laptops": (("laptop",) * 2, 100e6, 2e-4, "switch"),
+}
+"""The clusters in ``hostfiles/clusters/``: devices, B/s and s of a link, and the medium; assumed, not measured."""
