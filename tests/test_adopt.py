@@ -6,6 +6,7 @@ import gc
 import linecache
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from torch import nn
 import mpiconv
 from mpiconv.errors import ModelError, MpiconvError, PlanError, UsageError
 from mpiconv.graph.trace import trace
+from mpiconv.job.host import cores_here
 from mpiconv.partition import SCHEMES, Plan, Span, make_plan
 from mpiconv.partition.holdings import bytes_moved, holdings, travels
 from mpiconv.runtime.settings import Settings
@@ -268,3 +270,31 @@ def test_a_thousand_networks_leave_nothing_behind():
     grown = last.pop("objects") - first.pop("objects")
     assert last == first
     assert grown < 500
+
+
+@pytest.mark.parallel([2, 3])
+def test_idle_ranks_of_a_host_lend_their_cores():
+    """Rank 0 computes with as many threads as there are ranks, then again as it was started; answers stay exact."""
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.MaxPool2d(2)).eval()
+    shape, root = (1, 3, 40, 40), COMM.rank == 0
+    picture, cores = torch.rand(shape, generator=torch.Generator().manual_seed(0)), cores_here()
+    with torch.inference_mode():
+        answer = model(picture)
+    single = make_plan(model, shape, "single", COMM.size)
+    lent = replace(single, threads=(COMM.size, *[1] * (COMM.size - 1)))
+    with mpiconv.distribute(model if root else None, lent if root else None, COMM, Settings(wait="spin")) as net:
+        for plan in (None, make_plan(model, shape, "kpm", COMM.size), lent, single):
+            if plan is not None:
+                net.adopt(plan if root else None)
+            found = net(picture if root else None)
+            threads = net.plan.threads[COMM.rank] if net.plan.threads else 1
+            assert torch.get_num_threads() == threads
+            assert net._engine._waiting._mode == ("sleep" if net.plan.threads and not root else "spin")
+            if root:
+                assert_close(found, answer)
+        net.adopt(lent if root else None)
+        if root:
+            assert set(cores).issubset(cores_here())
+        net(picture if root else None)
+    assert torch.get_num_threads() == 1
+    assert cores_here() == cores

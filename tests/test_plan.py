@@ -133,6 +133,9 @@ def test_a_scheme_is_a_short_function(scheme):
         pytest.param(lambda d: d.pop("graph"), "graph", id="no-graph"),
         pytest.param(lambda d: d["graph"]["units"][1].update(inputs=[1]), "reads a map", id="edge"),
         pytest.param(lambda d: d.update(shares="x"), "broken plan", id="shares"),
+        pytest.param(lambda d: d.update(threads=[2]), "for 2 ranks", id="threads of too few"),
+        pytest.param(lambda d: d.update(threads=[0, 0, 0]), "from 1 up", id="no threads"),
+        pytest.param(lambda d: d.update(threads="ab"), "broken plan", id="threads"),
         pytest.param(lambda d: d["graph"]["units"][0]["layers"][0].update(kind="magic"), "unknown kind", id="kind"),
     ],
 )

@@ -27,7 +27,7 @@ class Plan:
 
     ``graph`` says by its units after which layers maps are exchanged; ``boxes[u][r]`` is the box of unit ``u`` of
     ``graph.body`` on rank ``r``; ``schemes[u]`` names what made it, or the only rank that computes it; ``batch`` is the
-    number of pictures that travel together.
+    number of pictures that travel together; ``threads`` those that each rank computes with, none: as it was started.
     """
 
     graph: Graph
@@ -35,6 +35,7 @@ class Plan:
     shares: tuple[float, ...]
     batch: int
     boxes: tuple[tuple[Box, ...], ...]
+    threads: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _check(self)
@@ -178,8 +179,15 @@ def at_work(plan: Plan) -> list[int]:
     return [rank for rank in range(plan.ranks) if any(plan.flops(unit, rank) for unit in units)] or [ROOT]
 
 
+def same_work(one: Plan, other: Plan) -> bool:
+    """Whether two plans for a network have every rank do the same."""
+    return (one.graph.unit_names, one.boxes, one.threads) == (other.graph.unit_names, other.boxes, other.threads)
+
+
 def _check(plan: Plan) -> None:
     """Raise MpiconvError for a plan that no ranks can run."""
+    if plan.threads and (len(plan.threads) != plan.ranks or min(plan.threads) < 1):
+        raise PlanError(f"threads {plan.threads} for {plan.ranks} ranks: a number from 1 up is wanted for each")
     if plan.batch < 1:
         raise UsageError(f"a batch of {plan.batch} pictures: at least 1 is needed")
     if len(plan.boxes) != len(plan.graph.body) or len(plan.schemes) != len(plan.graph.body):

@@ -25,6 +25,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "shares": list(plan.shares),
         "batch": plan.batch,
         "boxes": [[box.to_list() for box in row] for row in plan.boxes],
+        **({"threads": list(plan.threads)} if plan.threads else {}),
         "graph": plan.graph.to_dict(),
     }
 
@@ -42,7 +43,8 @@ def plan_of(data: Mapping[str, Any]) -> Plan:
         boxes = tuple(tuple(Box.of(box) for box in row) for row in data["boxes"])
         normalised(shares, len(shares))
         schemes = tuple(str(name) for name in data["schemes"])
-        plan = Plan(Graph.from_dict(data["graph"]), schemes, shares, int(data["batch"]), boxes)
+        threads = tuple(int(each) for each in data.get("threads", ()))
+        plan = Plan(Graph.from_dict(data["graph"]), schemes, shares, int(data["batch"]), boxes, threads)
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise PlanError(f"a broken plan: {error!r}") from None
     _ = plan.exchanges

@@ -20,6 +20,9 @@ from mpiconv.planner.search import Search
 from mpiconv.planner.simulation import Timeline, simulate
 from mpiconv.planner.ways import alone, first_of_each, over, speeds_of, teams
 
+MORE_THREADS = 0.9
+"""What every thread more adds to the speed of one."""
+
 MEMORY_PART = 0.5
 """The part of a device's memory that weights may take; what else a process needs lies in the rest."""
 
@@ -109,7 +112,7 @@ def candidates(graph: Graph, cluster: Cluster, batch: int = 1) -> list[Candidate
     for name, plan in chain(
         undivided(graph, cluster, batch), named(graph, cluster, batch), searched(graph, cluster, batch)
     ):
-        made = (tuple(plan.graph.unit_names), plan.boxes)
+        made = (tuple(plan.graph.unit_names), plan.boxes, plan.threads)
         if made in seen or not (name.startswith(("all on", "body on")) or len(at_work(plan)) > 1):
             continue
         seen.add(made)
@@ -179,7 +182,16 @@ def _name(plan: Plan, cluster: Cluster) -> str:
 
 def estimate(plan: Plan, cluster: Cluster) -> Timeline:
     """How a frame goes by a plan on a cluster, as ``distribute`` would run it there."""
-    return simulate(on_links(plan, cluster), cluster)
+    return simulate(on_links(plan, cluster), with_threads(plan, cluster))
+
+
+def with_threads(plan: Plan, cluster: Cluster) -> Cluster:
+    """The cluster with devices as fast as they are with the threads that the plan has for them."""
+    if not plan.threads:
+        return cluster
+    pairs = zip(cluster.devices, plan.threads, strict=True)
+    devices = [device.faster(1 + MORE_THREADS * (threads / device.threads - 1)) for device, threads in pairs]
+    return replace(cluster, devices=tuple(devices))
 
 
 def on_links(plan: Plan, cluster: Cluster) -> Schedule:
@@ -207,6 +219,24 @@ def undivided(graph: Graph, cluster: Cluster, batch: int) -> Iterator[tuple[str,
             plan = Plan(units, way.names, shares, batch, tuple(map(tuple, way.boxes)))
             whole = rank == ROOT or head == "split"
             yield f"all on {names[rank]}" if whole else f"body on {names[rank]}, head on {names[ROOT]}", plan
+            threads = lent(cluster, rank)
+            beside = rank != ROOT and cluster.devices[rank].host == cluster.devices[ROOT].host
+            if whole and not beside and threads > cluster.devices[rank].threads:
+                each = tuple(threads if r == rank else d.threads for r, d in enumerate(cluster.devices))
+                yield f"all on {names[rank]} with {threads} threads", replace(plan, threads=each)
+
+
+def lent(cluster: Cluster, rank: int) -> int:
+    """Threads that a rank has if the other ranks of its host lend it their cores; its own where it is emulated.
+
+    A rank that may use more cores than it has threads is bound to none, so that these are all that the host has.
+    """
+    device = cluster.devices[rank]
+    together = [other for other in cluster.devices if other.host == device.host]
+    if device.pace > 1:
+        return device.threads
+    cores = device.cores if device.cores > device.threads else sum(other.cores for other in together)
+    return max(min(sum(other.threads for other in together), cores), device.threads)
 
 
 def named(graph: Graph, cluster: Cluster, batch: int) -> Iterator[tuple[str, Plan]]:

@@ -24,6 +24,7 @@ from mpiconv.partition.schedule import Schedule, schedule, worth_overlapping
 from mpiconv.partition.schemes import ROOT
 from mpiconv.runtime.compute import onednn
 from mpiconv.runtime.compute.engines import channels_last
+from mpiconv.runtime.cores import Cores
 from mpiconv.runtime.emulation import Paced
 from mpiconv.runtime.exchange.base import MEDIA, medium_of
 from mpiconv.runtime.exchange.parts import Counter, Memory
@@ -55,12 +56,16 @@ class Model:
 
 @dataclass(frozen=True)
 class Built:
-    """A plan made ready on this rank: the slots that frames run in, and what is to be known of them."""
+    """A plan made ready on this rank: the slots that frames run in, and what is to be known of them.
+
+    ``lends``: this rank waits asleep, since another computes on its core.
+    """
 
     plan: Plan
     slots: tuple[Slot, ...]
     paced: tuple[Paced, ...]
     weight_bytes: int
+    lends: bool = False
 
     @property
     def overlapped(self) -> tuple[str, ...]:
@@ -119,7 +124,7 @@ class Builder:
             stores.append(self._cache)
         asked = bool(settings.readers or cached)
         self.weights = Weights(team, model.state, stores, asked=asked)
-        self.guard = Guard(settings.guard)
+        self.guard, self._cores = Guard(settings.guard), Cores(team)
         self.memory = Memory(channels_last=channels_last(settings.compute))
         self._units = LocalUnits(team.rank, self.weights, settings, model.modules, model.state)
 
@@ -140,15 +145,18 @@ class Builder:
         came = self.weights.adopt(wanted, progress)
         if self._cache is not None:
             self._cache.keep(came)
+        if self._cores.use(plan):
+            self._units.close()  # what is compiled is compiled for a number of threads
         computes = self._units.adopt(carried)
         guarded = self.guard.around(plan, computes, self._team.rank)
         wire, ahead = WIRES[self._settings.wire], self._settings.in_flight > 1
         slots = tuple(Slot(carried, each, self.memory, wire, guarded, ahead=ahead) for each in self._teams)
-        return Built(plan, slots, tuple(self._units.paced), self._units.weight_bytes)
+        return Built(plan, slots, tuple(self._units.paced), self._units.weight_bytes, self._cores.lends)
 
     def close(self) -> None:
-        """Give compiled units to the spares."""
+        """Give compiled units to the spares, and cores back."""
         self._units.close()
+        self._cores.close()
 
     def _tell_hashes(self, wanted: Holdings) -> None:
         """Have every rank know the hashes of the tensors that others than the root need. Collective."""

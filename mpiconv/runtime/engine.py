@@ -39,11 +39,15 @@ class Engine:
         """``adopt`` does what is to be done where rank 0 orders that another plan be adopted."""
         self._team, self._recorder, self._adopt_as_ordered = team, recorder, adopt
         self.orders, self.number = Orders(team), 0
-        self._waiting, self._queue = team.waiting(wait), Queue(())
+        self._wait, self._queue = wait, Queue(())
         self.adopt(slots)
 
-    def adopt(self, slots: Sequence[Slot]) -> None:
-        """Run frames in other slots from now on, since no frame is under way; answers that are there are kept."""
+    def adopt(self, slots: Sequence[Slot], *, asleep: bool = False) -> None:
+        """Run frames in other slots from now on, since no frame is under way; answers that are there are kept.
+
+        ``asleep``: this rank sleeps while it waits, whatever it was told at the start.
+        """
+        self._waiting = self._team.waiting("sleep" if asleep else self._wait)
         self.slots, self._queue = slots, Queue(slots, self._queue.frames)
         buffers = (e.buffer for slot in slots for parts in slot.exchangers.values() for e in parts)
         self._reused = {buffer.untyped_storage().data_ptr() for buffer in buffers if buffer is not None}

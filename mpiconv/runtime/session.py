@@ -48,7 +48,8 @@ class Session:
         self._open = OpenStream()
         self._recorder = Recorder(team, built)
         self.no_meter = self._recorder.no_meter
-        self._engine = Engine(team, built.slots, self._recorder, settings.wait, self._adopt)
+        self._engine = Engine(team, (), self._recorder, settings.wait, self._adopt)
+        self._engine.adopt(built.slots, asleep=built.lends)
         self._health = Health(team)
         self._take(built)
         self._forget()
@@ -129,7 +130,7 @@ class Session:
         before = sum(self.weights_received_bytes)
         self._built.close()
         built = self._builder.build(Plan.from_dict(found) if plan is None else plan)
-        self._engine.adopt(built.slots)
+        self._engine.adopt(built.slots, asleep=built.lends)
         self._recorder.adopt(built)
         self._take(built)
         self._forget()

@@ -9,7 +9,7 @@ from statistics import median
 
 from mpiconv.errors import PlanError
 from mpiconv.partition.holdings import bytes_moved, holdings
-from mpiconv.partition.plan import Plan, at_work
+from mpiconv.partition.plan import Plan, at_work, same_work
 from mpiconv.partition.schemes import ROOT
 from mpiconv.planner.candidates import Candidate
 from mpiconv.planner.cluster import Cluster
@@ -55,7 +55,7 @@ class Trial:
 def shortlist(found: Sequence[Candidate]) -> list[Candidate]:
     """The plans to try: rank 0 alone, where the weights are; then the best three and the best on one rank."""
     alone = [each for each in found if len(at_work(each.plan)) == 1]
-    own = [each for each in alone if at_work(each.plan) == [ROOT]][:1]
+    own = [each for each in alone if at_work(each.plan) == [ROOT] and not each.plan.threads][:1]
     chosen = [*found[:SPLITS], *alone[:1]]
     rest = [each for each in found if any(each is one for one in chosen) and not any(each is one for one in own)]
     return [*own, *rest]
@@ -109,7 +109,7 @@ def choose(net: Session, listed: Sequence[Candidate], cluster: Cluster, run: Run
             return tried
         if best is None or trial.measured_s < best.measured_s:
             best = trial
-    if best is not None and best.plan.boxes != net.plan.boxes:
+    if best is not None and not same_work(best.plan, net.plan):
         net.adopt(best.plan)
     return tried
 

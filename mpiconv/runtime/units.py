@@ -166,7 +166,8 @@ class LocalUnits:
         compute, how = self._settings.compute, {"padded": work.padded, "sliced": work.sliced}
         key = ""
         if compute != "eager" and packed is None:
-            key = key_of(work.unit, box, weights, batch, compute, work.padded, work.sliced)
+            threads = torch.get_num_threads()
+            key = key_of(work.unit, box, weights, batch, compute, work.padded, work.sliced, threads)
         made = spares.take(key) if key else None
         made = made or local_unit(work.unit, box, weights, batch, compute, **how, packed=packed)
         if key:
