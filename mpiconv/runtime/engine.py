@@ -43,10 +43,7 @@ class Engine:
         self.adopt(slots)
 
     def adopt(self, slots: Sequence[Slot], *, asleep: bool = False) -> None:
-        """Run frames in other slots from now on, since no frame is under way; answers that are there are kept.
-
-        ``asleep``: this rank sleeps while it waits, whatever it was told at the start.
-        """
+        """Run frames in other slots from now on, since no frame is under way; sleep while waiting if told to."""
         self._waiting = self._team.waiting("sleep" if asleep else self._wait)
         self.slots, self._queue = slots, Queue(slots, self._queue.frames)
         buffers = (e.buffer for slot in slots for parts in slot.exchangers.values() for e in parts)
