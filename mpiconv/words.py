@@ -1,4 +1,4 @@
-"""Words of messages: a number with its noun, and the known word that is nearest to an unknown one."""
+"""Words of messages: a number with its noun or unit, and the known word that is nearest to an unknown one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ IRREGULAR = {"batch": "batches", "class": "classes"}
 def counted(count: int, noun: str) -> str:
     """``1 rank``, ``2 ranks``."""
     return f"{count} {noun if count == 1 else IRREGULAR.get(noun, noun + 's')}"
+
+
+def seconds(value: float) -> str:
+    """A time in s or ms, to three digits."""
+    return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from mpiconv.partition.plan import at_work
 from mpiconv.planner.candidates import Candidate, candidates
 from mpiconv.planner.cluster import Cluster
 from mpiconv.text import to_json
-from mpiconv.words import counted
+from mpiconv.words import counted, seconds
 
 SHOWN = 8
 
@@ -102,8 +102,3 @@ def as_dict(found: Sequence[Candidate], path: str | Path) -> dict[str, Any]:
         ],
         "plan": found[0].plan.to_dict(),
     }
-
-
-def seconds(value: float) -> str:
-    """A time in s or ms, to three digits."""
-    return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
