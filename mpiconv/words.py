@@ -14,8 +14,10 @@ def counted(count: int, noun: str) -> str:
 
 
 def seconds(value: float) -> str:
-    """A time in s or ms, to three digits."""
-    return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
+    """A time in s or ms, to three digits; whole seconds from a thousand on."""
+    if value >= 999.5:
+        return f"{value:.0f} s"
+    return f"{value:.3g} s" if value >= 0.9995 else f"{1e3 * value:.3g} ms"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
