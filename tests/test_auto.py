@@ -81,7 +81,10 @@ def test_what_was_predicted_stands_beside_what_was_measured(file_of, tmp_path):
             own = file["predicted_compute_time"][0].sum() + file["predicted_exchange_time"][0].sum()
             assert own == pytest.approx(predicted), "the root's units add up to the latency"
     assert found["scheme"].json["predicted_latency_s"] == predicted
-    assert f"estimate predicted {1e3 * predicted:.2f} ms for this plan; measured / predicted " in found["plan"].out
+    assert (
+        f"estimate predicted {1e3 * predicted:.2f} ms for this plan, one batch at a time; measured / predicted "
+        in found["plan"].out
+    )
 
 
 def test_without_a_cluster_nothing_is_predicted(tmp_path):

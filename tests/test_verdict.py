@@ -115,6 +115,10 @@ CASES = {
         ["AlexNet: wpm on 2 devices (0.h5) is fastest"],
     ),
     "units of several schemes": ([made("ab", [0, 1], 100, scheme="mixed"), ALONE], ["a mixed split on 2 devices is"]),
+    "several batches under way": (
+        [made("ab", [0, 1], 300, in_flight=3), ALONE],
+        ["the fastest split, wpm on 2 devices with 3 under way (300 ms), takes 1.2 x as long"],
+    ),
     "one file": ([SPLIT], ["AlexNet: wpm on 4 devices takes 143 ms a picture; ", NO_SINGLE]),
     "one file, one device": ([ALONE], ["AlexNet: one device alone (edge1) takes 249 ms a picture; "]),
     "a batch": (
@@ -209,7 +213,9 @@ def test_predicted_beside_measured_on_the_page(tmp_path):
     ]
     write_report([path], tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
-    assert "Estimated before the run: 4.50 ms; measured: 9.50 ms; measured / estimated 2.11." in page
+    assert (
+        "Estimated before the run, one batch at a time: 4.50 ms; measured: 9.50 ms; measured / estimated 2.11." in page
+    )
     assert "computing, estimated ms" in page
     assert "its weights travel too long" in page
     assert (tmp_path / "r_files" / "1-1-estimated.svg").exists()

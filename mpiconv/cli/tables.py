@@ -106,7 +106,7 @@ def _answers(job: Job, predictions: list[dict[str, Any]]) -> list[str]:
 def _predicted(predicted_s: float, measured_s: float) -> str:
     """What was estimated for the plan that ran, beside what was measured."""
     ratio = f"; measured / predicted {measured_s / predicted_s:.2f}" if predicted_s > 0 else ""
-    return f"estimate predicted {1e3 * predicted_s:.2f} ms for this plan{ratio}"
+    return f"estimate predicted {1e3 * predicted_s:.2f} ms for this plan, one batch at a time{ratio}"
 
 
 def _gain(gain: dict[str, Any]) -> str:

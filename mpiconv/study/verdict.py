@@ -129,11 +129,14 @@ def _split_wins(best: Run, alone: Run | None, group: Sequence[Run]) -> str:
 
 def _plainly(run: Run) -> tuple[str, ...]:
     """How a run is split, or that one device does all and which."""
-    if len(run.computing) > 1:
+    count, under_way = len(run.computing), run.attribute("in_flight", "1")
+    more = "" if under_way == "1" else f" with {under_way} under way"
+    if count > 1:
         scheme = run.attribute("scheme")
-        return (f"{'a mixed split' if scheme == 'mixed' else scheme} on {counted(len(run.computing), 'device')}",)
+        return (f"{'a mixed split' if scheme == 'mixed' else scheme} on {count} devices{more}",)
     hosts, rank = run.array("hostname").tolist(), run.computing[0]
-    return "one device alone", f"rank {rank} on {hosts[rank]}" if hosts.count(hosts[rank]) > 1 else str(hosts[rank])
+    host = f"rank {rank} on {hosts[rank]}" if hosts.count(hosts[rank]) > 1 else str(hosts[rank])
+    return f"one device alone{more}", host
 
 
 def _a_picture(run: Run) -> str:
