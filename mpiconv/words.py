@@ -1,4 +1,4 @@
-"""Words of messages: a number with its noun, and the known word that is nearest to an unknown one."""
+"""Words of messages: a number with its noun or unit, and the known word that is nearest to an unknown one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ IRREGULAR = {"batch": "batches", "class": "classes"}
 def counted(count: int, noun: str) -> str:
     """``1 rank``, ``2 ranks``."""
     return f"{count} {noun if count == 1 else IRREGULAR.get(noun, noun + 's')}"
+
+
+def seconds(value: float) -> str:
+    """A time in s or ms, to three digits; whole seconds from a thousand on."""
+    if value >= 999.5:
+        return f"{value:.0f} s"
+    return f"{value:.3g} s" if value >= 0.9995 else f"{1e3 * value:.3g} ms"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

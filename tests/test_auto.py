@@ -33,6 +33,8 @@ def test_auto_is_exact_and_keeps_what_was_fastest(ranks, tmp_path):
         assert report["scheme"] == "single"
     with h5py.File(out) as file:
         assert json.loads(file.attrs["auto_tried"]) == tried
+        kept = next(each for each in tried if each["measured_s"] == min(measured.values()))
+        assert file.attrs["predicted_latency"] == report["predicted_latency_s"] == kept["estimated_s"]
         timed = sum(each["frames"] for each in tried)
         assert 40 // 3 <= len(file["latency"]) <= 40 - timed, "the pictures of the trials are among the measured"
 
@@ -63,6 +65,36 @@ def test_by_the_estimate_nothing_is_tried(words, file_of):
     assert ended.json["check"]["max_rel_error"] <= 1e-5
 
 
+def test_what_was_predicted_stands_beside_what_was_measured(file_of, tmp_path):
+    plan, out = tmp_path / "plan.json", tmp_path / "r.h5"
+    assert mpiconv(0, "plan", "--model", "digits", "--scheme", "wpm", "--save", plan).status == 0
+    words = ("--model", "digits", "--cluster", file_of(2), "--repeats", 5, "--output", out)
+    found = {}
+    for name, split in {"scheme": ("--scheme", "wpm", "--json"), "plan": ("--plan", plan)}.items():
+        ended = mpiconv(2, "run", *words, *split)
+        assert ended.status == 0, ended.err
+        found[name] = ended
+        with h5py.File(out) as file:
+            predicted = file.attrs["predicted_latency"]
+            assert file["predicted_compute_time"].shape == file["flops"].shape
+            assert "auto_tried" not in file.attrs
+            own = file["predicted_compute_time"][0].sum() + file["predicted_exchange_time"][0].sum()
+            assert own == pytest.approx(predicted), "the root's units add up to the latency"
+    assert found["scheme"].json["predicted_latency_s"] == predicted
+    assert (
+        f"estimate predicted {1e3 * predicted:.2f} ms for this plan, one batch at a time; measured / predicted "
+        in found["plan"].out
+    )
+
+
+def test_without_a_cluster_nothing_is_predicted(tmp_path):
+    out = tmp_path / "r.h5"
+    ended = mpiconv(2, "run", "--model", "digits", "--scheme", "wpm", "--repeats", 5, "--output", out, "--json")
+    assert ended.json["predicted_latency_s"] is None
+    with h5py.File(out) as file:
+        assert not [name for name in (*file, *file.attrs) if name.startswith("predicted")]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -70,7 +102,7 @@ def test_by_the_estimate_nothing_is_tried(words, file_of):
         (("--offload", "0.5"), "--scheme auto chooses the offload by itself"),
         (("--head", "split"), "--scheme auto chooses the head by itself"),
         (("--cluster", "3"), "is a cluster of 3 devices and 2 ranks are running"),
-        (("--scheme", "kpm", "--cluster", "2"), "--cluster is for --scheme auto: leave it out"),
+        (("--scheme", "kpm", "--cluster", "3"), "is a cluster of 3 devices and 2 ranks are running"),
         (("--scheme", "kpm", "--plan-by", "measure"), "--plan-by is for --scheme auto: leave it out"),
     ],
 )

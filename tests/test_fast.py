@@ -392,7 +392,7 @@ def test_benchmark_file_table_and_page(tmp_path):
         again.updated(replace(newer, machine="another"))
     chart(again, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
-    beside = write_report([tmp_path / "b.h5"], tmp_path / "report.html")
+    beside = write_report([tmp_path / "b.h5"], tmp_path / "report.html").beside
     html = (tmp_path / "report.html").read_text()
     assert html.count("<img ") == 3
     assert "a machine" in html

@@ -21,8 +21,9 @@ from mpiconv.measure.results import write_results
 from mpiconv.study.benchmark import REFERENCE, Benchmark, rows, targets
 from mpiconv.study.combined import combine, points, write_combined
 from mpiconv.study.report import write_report
-from mpiconv.study.runs import load_run, summary_rows, trace_events, unit_rows
+from mpiconv.study.runs import estimated_rows, load_run, summary_rows, trace_events, tried_rows, unit_rows
 from mpiconv.study.sweep import why_not_done
+from mpiconv.study.verdict import verdicts
 from mpiconv.text import to_json
 from tests.conftest import ROOT, mpiconv, script
 from tests.fuzzing import ODD, damaged, fuzzed, sentence_or_answer
@@ -30,6 +31,7 @@ from tests.test_files import other_process
 from tests.test_measure import ATTRIBUTES, record
 
 RUN = ATTRIBUTES | {"shares": [0.5, 0.5], "gather": "conv", "emulated": "no", "dilation": 1.0, "plan": "{}"}
+TRIED = '[{"name": "all on a", "estimated_s": 0.01, "measured_s": null, "frames": 0, "why": "too slow"}]'
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def wholes(tmp_path_factory):
     """A file of each kind."""
     folder = tmp_path_factory.mktemp("wholes")
     found = {kind: folder / f"{kind}.h5" for kind in ("run", "combined", "benchmark")}
-    write_results(found["run"], record(), load_profile("paper"), RUN)
+    write_results(found["run"], record(), load_profile("paper"), RUN | {"auto_tried": TRIED}, record().stamps_s[0])
     write_combined(combine([found["run"], found["run"]]), found["combined"])
     ours = "mpiconv kpm, 2 ranks"
     one = {"times": {REFERENCE: [0.1, 0.2], ours: [0.2, 0.1]}, "overhead": {ours: [1e-5]}}
@@ -49,6 +51,9 @@ def use_run(path):
     run = load_run(path)
     assert summary_rows([run])
     assert unit_rows(run)
+    assert verdicts([[run]])
+    assert len(estimated_rows(run)) in (0, 1 + len(run.units))
+    assert isinstance(tried_rows(run), list)
     assert json.loads(to_json(trace_events(run)))["traceEvents"]
 
 

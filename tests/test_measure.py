@@ -89,6 +89,24 @@ def test_files_open_in_xarray_without_a_warning(written):
         assert name in data.attrs
 
 
+def test_what_was_predicted_is_a_variable_of_rank_and_unit(tmp_path, written):
+    import xarray
+
+    path, stamps = tmp_path / "p.h5", record().stamps_s[0] * 2
+    write_results(path, record(), load_profile("paper"), ATTRIBUTES, stamps)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = xarray.open_dataset(path, engine="h5netcdf").load()
+    for name, each_s in (("predicted_compute_time", 0.004), ("predicted_exchange_time", 0.002)):
+        assert data[name].dims == ("rank", "unit")
+        assert np.allclose(data[name], each_s)
+        assert data[name].attrs["units"] == "s"
+        assert "estimated" in data[name].attrs["long_name"]
+    assert data.attrs["predicted_latency"] == pytest.approx(0.018)
+    assert data.attrs["schema_version"] == open_results(written).attrs["schema_version"] == 1
+    assert "predicted_compute_time" not in open_results(written)
+
+
 def test_plain_h5py_is_enough(written):
     with h5py.File(written) as file:
         assert file["latency"].dims[0][0].name == "/repeat"

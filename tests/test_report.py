@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 
 import jsonschema
@@ -103,6 +104,25 @@ def test_page_tables_and_figures(files, tmp_path):
         assert SCRIPT not in path.read_text()
 
 
+@contextmanager
+def opened_in_browser(path, width):
+    """A page in a real browser with a window of this width in px; ``selenium``'s driver of it."""
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for switch in SWITCHES:
+        options.add_argument(switch)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    try:
+        browser.set_window_size(width, 900)
+        browser.get(path.as_uri())
+        yield browser
+    finally:
+        browser.quit()
+
+
 def test_hostile_title(files, tmp_path):
     write_report(files[:1], tmp_path / "r.html", title=SCRIPT)
     assert SCRIPT not in (tmp_path / "r.html").read_text()
@@ -113,19 +133,10 @@ def test_in_a_browser(files, tmp_path, width):
     if not (BROWSER and DRIVER):
         assert os.environ.get("CI") != "true", "CI has to install chromium and chromium-driver"
         pytest.skip("the report was not opened in a browser: needs chromium and chromedriver")
-    from selenium import webdriver
     from selenium.webdriver.common.by import By
 
     write_report(files, tmp_path / "report.html")
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for switch in SWITCHES:
-        options.add_argument(switch)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    try:
-        browser.set_window_size(width, 900)
-        browser.get((tmp_path / "report.html").as_uri())
+    with opened_in_browser(tmp_path / "report.html", width) as browser:
         assert browser.get_log("browser") == []
         assert browser.title == "net, other: 4 runs"
         text = browser.find_element(By.TAG_NAME, "body").text
@@ -140,13 +151,11 @@ def test_in_a_browser(files, tmp_path, width):
         assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
         cut = "return [...document.querySelectorAll('.cards')].filter(t => t.scrollWidth > t.parentElement.clientWidth)"
         assert browser.execute_script(cut) == []
-    finally:
-        browser.quit()
 
 
 def test_trace(tmp_path):
     path = tmp_path / "r.h5"
-    ended = mpiconv(2, "run", "--model", "digits", "--repeats", 5, "--output", path)
+    ended = mpiconv(2, "run", "--model", "digits", "--scheme", "kpm", "--repeats", 5, "--output", path)
     assert ended.status == 0, ended.err
     ended = mpiconv(0, "report", path, "--out", tmp_path / "r.html", "--trace", tmp_path / "t.json")
     assert ended.status == 0, ended.err

@@ -12,7 +12,7 @@ from mpiconv.cli import main
 from mpiconv.errors import UsageError
 from mpiconv.job import world
 from mpiconv.partition.box import normalised
-from mpiconv.words import counted, did_you_mean
+from mpiconv.words import counted, did_you_mean, seconds
 
 
 class Ended(BaseException):
@@ -76,6 +76,14 @@ def test_a_shortened_option_and_a_negative_number_are_none(capsys):
 )
 def test_numbers_with_their_nouns(count, noun, text):
     assert counted(count, noun) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.1434, "143 ms"), (2e-5, "0.02 ms"), (0.9996, "1 s"), (1.604, "1.6 s"), (999.6, "1000 s"), (12345.6, "12346 s")],
+)
+def test_times_with_their_units(value, text):
+    assert seconds(value) == text
 
 
 @pytest.mark.parametrize(

@@ -41,15 +41,16 @@ def wants_auto(arguments: argparse.Namespace, ranks: int) -> bool:
 def find_cluster(arguments: argparse.Namespace, team: Team, pace: float) -> Cluster | None:
     """The devices and links of this job: from the file, or measured in a few seconds. Collective.
 
-    None where the planner is not to choose. Raises UsageError on every rank for options that do not go together, and
-    MpiconvError for a file of other devices than are running.
+    Where the planner is not to choose they are read from the file to predict for; None without one. Raises UsageError
+    on every rank for options that do not go together, and MpiconvError for a file of other devices than are running.
     """
-    if not wants_auto(arguments, team.size):
-        on_root(team, lambda: _check_named(arguments))
-        return None
-    arguments.scheme = AUTO
-    on_root(team, lambda: _check(arguments))
+    chosen = wants_auto(arguments, team.size)
+    if chosen:
+        arguments.scheme = AUTO
+    on_root(team, lambda: _check(arguments) if chosen else _check_named(arguments))
     if not arguments.cluster:
+        if not chosen:
+            return None
         return probe(team, ROUNDS, pace, arguments.dilation)[0]
 
     def load() -> dict[str, Any]:
@@ -74,11 +75,8 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _check_named(arguments: argparse.Namespace) -> None:
     """Raise UsageError for an option that is for the planner where a plan is named."""
-    for name in ("cluster", "plan_by"):
-        if getattr(arguments, name):
-            raise UsageError(
-                f"--{name.replace('_', '-')} is for --scheme {AUTO}: leave it out, or leave out what says how to split"
-            )
+    if arguments.plan_by:
+        raise UsageError(f"--plan-by is for --scheme {AUTO}: leave it out, or leave out what says how to split")
 
 
 def plans_to_try(

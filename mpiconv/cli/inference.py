@@ -133,7 +133,10 @@ def _results(running: Running, net: DistributedNet, startup: Startup) -> Results
         found = _attributes(arguments, running.job, check, net, record, ended_early) | about
         if running.tried:
             found["auto_tried"] = to_json(auto.as_list(running.tried))
-        write_results(arguments.output, record, running.job.profile, found | {"startup_s": startup.seconds})
+        found["startup_s"] = startup.seconds
+        predicted = running.job.predicted
+        stamps_s = None if predicted is None else predicted.stamps_s
+        write_results(arguments.output, record, running.job.profile, found, stamps_s)
 
     return Results(arguments, write)
 
@@ -268,6 +271,7 @@ def _report(job: Job, record: Record, predictions: list[Any], check: Any, result
         "batch": job.plan.batch,
         "input_shape": list(job.plan.input_shape),
         "latency_s": latency(record),
+        "predicted_latency_s": None if job.predicted is None else job.predicted.latency_s,
         "throughput_fps": throughput_fps(record, job.plan.batch, results.paused_s),
         "bytes_sent": record.bytes_sent.sum(axis=1).tolist(),
         "bytes_received": record.bytes_received.sum(axis=1).tolist(),
@@ -295,7 +299,7 @@ def _notes(arguments: argparse.Namespace, job: Job, crowd: list[str]) -> None:
     if job.plan.ranks == 1:
         notes.append("running on one rank; start more with: mpirun -n 2 mpiconv run ... (README: across devices)")
     units = len(job.plan.graph.body)
-    for rank, names in idle(job.plan).items() if job.cluster is None else ():
+    for rank, names in idle(job.plan).items() if not job.trials else ():
         where = "any unit" if len(names) == units else ", ".join(names)
         notes.append(f"rank {rank} has nothing to compute in {where}")
     if not job.info.trained:

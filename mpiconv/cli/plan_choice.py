@@ -21,7 +21,7 @@ from mpiconv.planner.candidates import Candidate, candidates, names_of
 from mpiconv.planner.cluster import Cluster
 from mpiconv.planner.energy import joules
 from mpiconv.text import to_json
-from mpiconv.words import counted, did_you_mean
+from mpiconv.words import counted, did_you_mean, seconds
 
 SHOWN = 8
 WORTH = 1.05
@@ -304,8 +304,3 @@ def as_dict(answer: Answer) -> dict[str, Any]:
         ],
         "plan": answer.best.plan.to_dict(),
     }
-
-
-def seconds(value: float) -> str:
-    """A time in s or ms, to three digits."""
-    return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"

@@ -49,11 +49,14 @@ def run(arguments: argparse.Namespace) -> int:
     except argparse.ArgumentTypeError as error:
         raise UsageError(f"--out of the page: {error}") from None
     from mpiconv.study.report import write_report, write_trace  # not before: --help needs no numpy
+    from mpiconv.text import safe_text
 
     if arguments.trace and len(arguments.files) != 1:
         raise UsageError(f"--trace shows one run and {len(arguments.files)} files are given")
-    beside = write_report(arguments.files, arguments.out, arguments.title, note)
-    print(f"report   {arguments.out}\nbeside   {beside}")
+    written = write_report(arguments.files, arguments.out, arguments.title, note)
+    for sentence in written.verdicts:
+        print(safe_text(sentence))
+    print(f"report   {arguments.out}\nbeside   {written.beside}")
     if arguments.trace:
         write_trace(arguments.files[0], arguments.trace)
         print(f"trace    {arguments.trace}")

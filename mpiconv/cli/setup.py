@@ -6,6 +6,7 @@ import argparse
 import math
 import sys
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from mpiconv.cli.auto import plans_to_try
-from mpiconv.cli.options import SPLIT, shares_for
+from mpiconv.cli.options import AUTO, SPLIT, shares_for
 from mpiconv.data.datasets import HELD_OUT, LabelledPictures, is_labelled, open_data
 from mpiconv.data.pictures import PictureFiles, Pictures, RandomPictures, folder_pictures
 from mpiconv.errors import ModelError, PlanError, UsageError
@@ -22,8 +23,9 @@ from mpiconv.models import Info, info_of, load_model, outline
 from mpiconv.partition import Plan, make_plan
 from mpiconv.partition.box import normalised
 from mpiconv.partition.schemes import ROOT_ALONE
-from mpiconv.planner.candidates import Candidate
+from mpiconv.planner.candidates import Candidate, estimate
 from mpiconv.planner.cluster import Cluster
+from mpiconv.planner.simulation import Timeline
 from mpiconv.runtime.weights import check_state
 from mpiconv.words import counted
 
@@ -42,6 +44,11 @@ class Job:
     profile: EnergyProfile
     cluster: Cluster | None = None
     trials: tuple[Candidate, ...] = ()
+
+    @cached_property
+    def predicted(self) -> Timeline | None:
+        """How a frame goes by the plan as estimated; None where the cluster is not known."""
+        return None if self.cluster is None else estimate(self.plan, self.cluster)
 
     @property
     def batches(self) -> int:
@@ -87,7 +94,7 @@ def _as_asked(model: nn.Module, arguments: argparse.Namespace) -> tuple[nn.Modul
 
 
 def prepare(arguments: argparse.Namespace, ranks: int, cluster: Cluster | None = None) -> Job:
-    """Read and check all that the run needs; a plan is looked for where there is a cluster to find one for.
+    """Read and check all that the run needs; with ``--scheme auto`` look for a plan for the cluster.
 
     Raises MpiconvError for whatever is missing, broken or does not fit.
     """
@@ -113,7 +120,7 @@ def prepare(arguments: argparse.Namespace, ranks: int, cluster: Cluster | None =
         pictures = RandomPictures((arguments.repeats or REPEATS) * batch, arguments.seed, info)
     shape = (batch, *info.input_shape)
     trials: tuple[Candidate, ...] = ()
-    if cluster is not None:
+    if cluster is not None and arguments.scheme == AUTO:
         repeats = repeats_of(arguments, pictures)
         trials = tuple(plans_to_try(model, shape, cluster, arguments.plan_by, repeats))
         plan = trials[0].plan

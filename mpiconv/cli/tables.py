@@ -79,6 +79,8 @@ def summary(
         f"({counted(len(record.latency_s), 'repeat')}{every}); "
         f"{throughput_fps(record, plan.batch, paused_s):.1f} pictures/s"
     )
+    if job.predicted is not None:
+        lines.append(_predicted(job.predicted.latency_s, float(np.median(record.latency_s))))
     if gain is not None:
         lines.append(_gain(gain))
     moved = record.bytes_received.sum() / 1e6
@@ -99,6 +101,12 @@ def _answers(job: Job, predictions: list[dict[str, Any]]) -> list[str]:
     if len(predictions) > SHOWN_ANSWERS:
         lines.append(f"... and {len(predictions) - SHOWN_ANSWERS} more (--answers or --json give all)")
     return lines
+
+
+def _predicted(predicted_s: float, measured_s: float) -> str:
+    """What was estimated for the plan that ran, beside what was measured."""
+    ratio = f"; measured / predicted {measured_s / predicted_s:.2f}" if predicted_s > 0 else ""
+    return f"estimate predicted {1e3 * predicted_s:.2f} ms for this plan, one batch at a time{ratio}"
 
 
 def _gain(gain: dict[str, Any]) -> str:

@@ -46,7 +46,13 @@ AnyPath = TypeVar("AnyPath", bound="str | Path")
 ON_ROOT = "on the root's clock since the first repeat began"
 
 
-def write_results(path: str | Path, record: Record, profile: EnergyProfile, attributes: Mapping[str, Any]) -> None:
+def write_results(
+    path: str | Path,
+    record: Record,
+    profile: EnergyProfile,
+    attributes: Mapping[str, Any],
+    predicted_stamps_s: np.ndarray | None = None,
+) -> None:
     """Write a run's results: whole, or not at all.
 
     Parameters
@@ -59,13 +65,18 @@ def write_results(path: str | Path, record: Record, profile: EnergyProfile, attr
         The energy model; its constants become attributes.
     attributes
         What else describes the run; text in it may be of any kind, odd bytes of file names too.
+    predicted_stamps_s
+        (rank, unit, 3), in s: what was estimated for the plan that ran, as in the record; None where nothing was.
 
     Raises
     ------
     MpiconvError
         The file cannot be written.
     """
-    write_hdf5(path, lambda file: _fill(file, record, profile, attributes))
+    predicted = [] if predicted_stamps_s is None else _predicted(predicted_stamps_s)
+    if predicted_stamps_s is not None:
+        attributes = {**attributes, "predicted_latency": float(predicted_stamps_s[0, -1, 2])}
+    write_hdf5(path, lambda file: _fill(file, record, profile, attributes, predicted))
 
 
 def open_results(path: str | Path) -> Any:
@@ -174,7 +185,13 @@ def ended_early(path: str | Path) -> str:
         return str(file.attrs.get("ended_early", ""))
 
 
-def _fill(file: h5py.File, record: Record, profile: EnergyProfile, attributes: Mapping[str, Any]) -> None:
+def _fill(
+    file: h5py.File,
+    record: Record,
+    profile: EnergyProfile,
+    attributes: Mapping[str, Any],
+    predicted: Sequence[Variable],
+) -> None:
     scales = {
         "repeat": (record.kept_every * np.arange(len(record.latency_s)), "1", "number of the measured inference"),
         "rank": (np.arange(record.ranks), "1", "MPI rank; 0 is the root"),
@@ -184,7 +201,7 @@ def _fill(file: h5py.File, record: Record, profile: EnergyProfile, attributes: M
         data = file.create_dataset(name, data=values)
         data.make_scale(name)
         _describe(data, units, long_name)
-    for name, dims, values, units, long_name in [*_variables(record, profile), *_by_kind(record)]:
+    for name, dims, values, units, long_name in [*_variables(record, profile), *_by_kind(record), *predicted]:
         data = file.create_dataset(name, data=values)
         for axis, dim in enumerate(dims):
             data.dims[axis].attach_scale(file[dim])
@@ -214,6 +231,22 @@ def _by_kind(record: Record) -> Iterator[Variable]:
             sent, messages = record.bytes_sent_by_kind[..., i], record.messages_sent_by_kind[..., i]
             yield f"bytes_sent_{kind}", RANK_UNIT, sent, "B", f"bytes_sent by {kind}"
             yield f"messages_sent_{kind}", RANK_UNIT, messages, "1", f"messages_sent by {kind}"
+
+
+def _predicted(stamps_s: np.ndarray) -> list[Variable]:
+    """What was estimated for each rank and unit."""
+    compute, exchange = stamps_s[..., 2] - stamps_s[..., 1], stamps_s[..., 1] - stamps_s[..., 0]
+    alone = "estimated before the run for one batch alone"
+    return [
+        ("predicted_compute_time", RANK_UNIT, compute, "s", f"time computing the unit, {alone}"),
+        (
+            "predicted_exchange_time",
+            RANK_UNIT,
+            exchange,
+            "s",
+            f"time in the exchange before the unit, waiting included, {alone}",
+        ),
+    ]
 
 
 def _variables(record: Record, profile: EnergyProfile) -> list[Variable]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ DIMENSIONS: Mapping[str, tuple[str, ...]] = {
         ("bytes_sent", "bytes_received", "messages_sent", "multicast_bytes", "flops"),
         RANK_UNIT,
     ),
+    **dict.fromkeys(("predicted_compute_time", "predicted_exchange_time"), RANK_UNIT),
     **dict.fromkeys(
         ("weight_bytes", "peak_rss", "threads", "pace", "pace_overrun", "compute_energy", "transfer_energy"),
         RANK,
@@ -36,7 +38,7 @@ TEXTS: Mapping[str, tuple[str, ...]] = {
 
 NUMBERS = (
     "batch", "repeats", "dilation", "link_bytes_per_s", "energy_compute_power_w", "energy_transfer_power_w",
-    "check_max_rel_error", "check_equal",
+    "check_max_rel_error", "check_equal", "predicted_latency", "gain_single_latency_s",
 )  # fmt: skip
 LISTS = ("input_shape", "shares")
 """The attributes that are read as a number, and as some numbers."""
@@ -64,6 +66,36 @@ def check_run(data: Any) -> None:
             raise MpiconvError(f"is damaged: its attribute {name} is {data.attrs[name]!r}")
     if (data["latency"].values <= 0).any() or np.asarray(data.attrs.get("batch", 1)) < 1:
         raise MpiconvError("is damaged: it has times or batches of 0 or less")
+    plans_tried(data)
+
+
+def plans_tried(data: Any) -> list[dict[str, Any]]:
+    """The plans that ``--scheme auto`` tried, in turn; none where it was not asked.
+
+    Each has a ``name``, ``estimated_s``, ``measured_s`` (None where it was not run) and ``why`` that was.
+
+    Raises MpiconvError, without the file's name, where the attribute ``auto_tried`` is something else.
+    """
+    text = data.attrs.get("auto_tried", "[]")
+    try:
+        return [
+            {
+                "name": str(each["name"]),
+                "estimated_s": _seconds(each["estimated_s"]),
+                "measured_s": None if each["measured_s"] is None else _seconds(each["measured_s"]),
+                "why": str(each.get("why", "")),
+            }
+            for each in json.loads(text)
+        ]
+    except (TypeError, ValueError, LookupError, AttributeError, RecursionError):
+        raise MpiconvError(f"is damaged: its attribute auto_tried is {str(text)[:60]!r}") from None
+
+
+def _seconds(value: Any) -> float:
+    """A time that somebody can have measured; raises ValueError for anything else."""
+    if not _sane(np.asarray(float(value))):
+        raise ValueError(value)
+    return float(value)
 
 
 def _check_numbers(name: str, variable: Any, dims: tuple[str, ...]) -> None:

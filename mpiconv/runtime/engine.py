@@ -33,14 +33,12 @@ class Engine:
         The number of the next frame.
     """
 
-    def __init__(
-        self, team: Team, slots: Sequence[Slot], recorder: Recorder, wait: str, adopt: Callable[[], object]
-    ) -> None:
+    def __init__(self, team: Team, recorder: Recorder, wait: str, adopt: Callable[[], object]) -> None:
         """``adopt`` does what is to be done where rank 0 orders that another plan be adopted."""
         self._team, self._recorder, self._adopt_as_ordered = team, recorder, adopt
         self.orders, self.number = Orders(team), 0
         self._wait, self._queue = wait, Queue(())
-        self.adopt(slots)
+        self.adopt(())
 
     def adopt(self, slots: Sequence[Slot], *, asleep: bool = False) -> None:
         """Run frames in other slots from now on, since no frame is under way; sleep while waiting if told to."""

@@ -48,7 +48,7 @@ class Session:
         self._open = OpenStream()
         self._recorder = Recorder(team, built)
         self.no_meter = self._recorder.no_meter
-        self._engine = Engine(team, (), self._recorder, settings.wait, self._adopt)
+        self._engine = Engine(team, self._recorder, settings.wait, self._adopt)
         self._engine.adopt(built.slots, asleep=built.lends)
         self._health = Health(team)
         self._take(built)

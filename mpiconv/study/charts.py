@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mpiconv.study.runs import Run, gains
+from mpiconv.study.runs import PREDICTED, Run, gains
 from mpiconv.study.style import WAITING, colour, shortened
 
 WIDTH_IN = 6.4
@@ -65,6 +65,23 @@ def timeline(plt: Any, run: Run) -> Any:
     return figure
 
 
+def estimated(plt: Any, run: Run) -> Any:
+    """What was estimated before the run and what was measured, unit by unit, on the rank that computes longest."""
+    figure, axes = plt.subplots(figsize=(WIDTH_IN, 3.0))
+    units, width = np.arange(len(run.units)), 0.4
+    measured = [run.typical_s(name)[run.slowest] for name in ("compute_time", "exchange_time")]
+    both = ("estimated", [run.array(name)[run.slowest] for name in PREDICTED], -1), ("measured", measured, 1)
+    for word, (compute, exchange), side in both:
+        places, hatch = units + side * width / 2, "///" if word == "estimated" else None
+        style = {"hatch": hatch, "edgecolor": "white", "linewidth": 0.3}
+        axes.bar(places, 1e3 * compute, width, color=colour(0), label=f"computing, {word}", **style)
+        axes.bar(places, 1e3 * exchange, width, 1e3 * compute, color=WAITING, label=f"exchanging, {word}", **style)
+    _units_below(axes, run)
+    axes.set_ylabel(f"ms on rank {run.slowest}")
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
+    return figure
+
+
 def bytes_per_unit(plt: Any, run: Run) -> Any:
     """Payload that each rank received before each unit."""
     received = run.array("bytes_received") / 1e6
@@ -73,8 +90,7 @@ def bytes_per_unit(plt: Any, run: Run) -> Any:
     for rank in range(run.ranks):
         places = units + (rank - (run.ranks - 1) / 2) * width
         axes.bar(places, received[rank], width, color=colour(rank), label=f"rank {rank}")
-    rotation = 0 if len(units) <= 7 else 45 if len(units) <= 16 else 90
-    axes.set_xticks(units, run.units, rotation=rotation, fontsize="medium" if rotation < 90 else "x-small")
+    _units_below(axes, run)
     axes.set_ylabel("MB received per inference")
     axes.set_ylim(0, max(1.05 * received.max(), 1e-3))
     if run.ranks <= 8:
@@ -126,10 +142,10 @@ def latencies(plt: Any, group: Sequence[Run]) -> Any:
 
 
 def speed_ups(plt: Any, group: Sequence[Run]) -> Any:
-    """Speed-up and efficiency of every run against the baseline."""
+    """Speed-up and efficiency of every run against the fastest single-device run."""
     figure, panels = plt.subplots(1, 2, figsize=_lengthy(len(group)), sharey=True)
     values = zip(*gains(group), strict=True)
-    for axes, heights, label in zip(panels, values, ("speed-up", "efficiency (per device)"), strict=True):
+    for axes, heights, label in zip(panels, values, ("speed-up", "efficiency (per rank that computes)"), strict=True):
         axes.barh(range(len(group)), heights, 0.6, color=[colour(i) for i in range(len(group))])
         axes.axvline(1, color="black", linewidth=0.8)
         for i, height in enumerate(heights):
@@ -148,19 +164,33 @@ def _ranks_down(axes: Any, run: Run) -> None:
     axes.invert_yaxis()
 
 
+def _units_below(axes: Any, run: Run) -> None:
+    """The units' labels, turned where there are many."""
+    count = len(run.units)
+    rotation = 0 if count <= 7 else 45 if count <= 16 else 90
+    axes.set_xticks(range(count), run.units, rotation=rotation, fontsize="medium" if rotation < 90 else "x-small")
+
+
 def _names_down(axes: Any, group: Sequence[Run]) -> None:
     axes.set_yticks(range(len(group)), shortened([run.name for run in group]))
     axes.invert_yaxis()
 
 
+ESTIMATED = "estimated"
+"""The figure that only a run has for which something was estimated."""
+
+SPEED_UP = "speed-up"
+"""The figure that only runs have with a single-device run among them."""
+
 OF_A_RUN: tuple[tuple[str, str, Chart], ...] = (
     ("time-per-rank", "Time per rank and unit", time_per_rank),
     ("timeline", "Timeline: who waited for whom", timeline),
+    (ESTIMATED, "Estimated and measured", estimated),
     ("bytes", "Bytes received", bytes_per_unit),
     ("memory", "Memory", memory),
     ("energy", "Energy", energy),
 )
 OF_SEVERAL: tuple[tuple[str, str, Comparison], ...] = (
     ("latency", "Latency", latencies),
-    ("speed-up", "Speed-up and efficiency", speed_ups),
+    (SPEED_UP, "Speed-up and efficiency", speed_ups),
 )

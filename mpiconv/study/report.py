@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,21 @@ from mpiconv.errors import need
 from mpiconv.files import check_writable, write_csv, write_text
 from mpiconv.measure.results import read_each
 from mpiconv.study.benchmark import AIMS, HEADER, Benchmark, contenders, is_benchmark, rows, targets
-from mpiconv.study.charts import OF_A_RUN, OF_SEVERAL
+from mpiconv.study.charts import ESTIMATED, OF_A_RUN, OF_SEVERAL, SPEED_UP
 from mpiconv.study.runs import (
     Run,
     baseline,
     by_network,
     distinct,
+    estimated_rows,
     load_run,
-    over_hosts,
     summary_rows,
     trace_events,
+    tried_rows,
     unit_rows,
 )
 from mpiconv.study.style import pyplot, save
+from mpiconv.study.verdict import NO_SINGLE, verdicts
 from mpiconv.text import to_json
 
 FACTS = (
@@ -34,6 +36,8 @@ FACTS = (
     "git_commit", "mpi_library", "torch_version",
 )  # fmt: skip
 HIGH_POWER_W = 100.0
+CSV_ONLY = "hosts", "min ms"
+"""Columns of the summary that the page has no room for: hosts stand with each run, the least latency in its figure."""
 
 
 @dataclass(frozen=True)
@@ -45,24 +49,38 @@ class Drawn:
     source: str
 
 
+@dataclass(frozen=True)
+class Report:
+    """What was written: the folder with the CSV, SVG and PNG files, and the sentences that the page opens with."""
+
+    beside: Path
+    verdicts: list[str]
+
+
 def write_report(
     paths: Sequence[str | Path],
     out: str | Path,
     title: str | None = None,
     left_out: Callable[[str], object] = warnings.warn,
-) -> Path:
-    """Write the page and what stands beside it; returns the folder with the CSV, SVG and PNG files.
+) -> Report:
+    """Write the page and what stands beside it.
 
     Parameters
     ----------
     paths
-        Result files and benchmarks of scripts/bench.py. Runs of different models are kept apart.
+        Result files and benchmarks of scripts/bench.py. Runs of different models, input shapes or batches are kept
+        apart.
     out
         The page, ``report.html`` say; the other files go to ``report_files``.
     title
         Heading of the page; by default the models' names.
     left_out
         Is told which files cannot be read or shown, and why.
+
+    Returns
+    -------
+    Report
+        The folder beside the page and the sentences that it opens with.
 
     Raises
     ------
@@ -75,36 +93,27 @@ def write_report(
     found = [one for _, one in read_each(paths, _read, left_out)]
     runs = distinct([one for one in found if isinstance(one, Run)])
     beside = out.with_name(out.stem + "_files")
-    groups: list[dict[str, Any]] = []
-    for number, (network, group) in enumerate(by_network(runs).items(), 1):
-        reference = baseline(group)
-        groups.append(
-            {
-                "network": " ".join(network),
-                "rows": summary_rows(group),
-                "compared_with": reference.name if reference else "",
-                "device": "host" if over_hosts(group) else "rank",
-                "figures": [
-                    _draw(beside, f"{number}-{key}", heading, chart, group)
-                    for key, heading, chart in OF_SEVERAL
-                    if reference or key != "speed-up"
-                ],
-                "runs": [_about(run, beside, f"{number}-{i}") for i, run in enumerate(group, 1)],
-            }
-        )
+    comparable = list(by_network(runs).values())
+    sentences = verdicts(comparable)
+    groups = [_about_group(group, beside, number) for number, group in enumerate(comparable, 1)]
     timed = [one for one in found if isinstance(one, Benchmark)]
     benchmarks = [_about_benchmark(one, beside, f"benchmark-{i}") for i, one in enumerate(timed, 1)]
     if runs:
-        write_csv(beside / "summary.csv", [row for group in groups for row in group["rows"]])
+        write_csv(beside / "summary.csv", [row for group in groups for row in group["all_rows"]])
         write_csv(beside / "units.csv", [row for run in runs for row in unit_rows(run)])
     environment = jinja2.Environment(loader=jinja2.PackageLoader("mpiconv.study"), autoescape=True, trim_blocks=True)
     models = ", ".join(sorted({run.attribute("model") for run in runs}))
     heading = f"{models}: {len(runs)} run{'s' if len(runs) > 1 else ''}" if runs else "Benchmark"
     page = environment.get_template("report.html").render(
-        title=title or heading, groups=groups, benchmarks=benchmarks, beside=beside.name
+        title=title or heading,
+        verdicts=sentences,
+        groups=groups,
+        benchmarks=benchmarks,
+        beside=beside.name,
+        no_single=f"{NO_SINGLE[0].upper()}{NO_SINGLE[1:]}.",
     )
     write_text(out, page)
-    return beside
+    return Report(beside, sentences)
 
 
 def write_trace(path: str | Path, out: str | Path) -> None:
@@ -119,9 +128,32 @@ def _read(path: str | Path) -> Run | Benchmark:
     return Benchmark.load(path) if is_benchmark(path) else load_run(path)
 
 
+def _about_group(group: Sequence[Run], beside: Path, number: int) -> dict[str, Any]:
+    """What the page says of runs that may be compared."""
+    reference, rows = baseline(group), summary_rows(group)
+    return {
+        "network": str(group[0].network),
+        "all_rows": rows,
+        "rows": _known([{key: text for key, text in row.items() if key not in CSV_ONLY} for row in rows]),
+        "compared_with": reference.name if reference else "",
+        "figures": [
+            _draw(beside, f"{number}-{key}", heading, chart, group)
+            for key, heading, chart in OF_SEVERAL
+            if reference or key != SPEED_UP
+        ],
+        "runs": [_about(run, beside, f"{number}-{i}") for i, run in enumerate(group, 1)],
+    }
+
+
+def _known(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """The rows of a table without the columns that say nothing."""
+    kept = [key for key in (rows[0] if rows else {}) if any(row[key] != "-" for row in rows)]
+    return [{key: row[key] for key in kept} for row in rows]
+
+
 def _about(run: Run, beside: Path, key: str) -> dict[str, Any]:
     """What the page says of one run."""
-    power = float(run.data.attrs.get("energy_compute_power_w", 0))
+    power, predicted = float(run.data.attrs.get("energy_compute_power_w", 0)), run.predicted_s
     return {
         "name": run.name,
         "file": os.path.basename(run.path),
@@ -136,8 +168,18 @@ def _about(run: Run, beside: Path, key: str) -> dict[str, Any]:
         if "check_max_rel_error" in run.data.attrs
         else "",
         "equal": bool(run.data.attrs.get("check_equal", False)),
-        "figures": [_draw(beside, f"{key}-{name}", heading, chart, run) for name, heading, chart in OF_A_RUN],
-        "units": unit_rows(run),
+        "latency": f"{1e3 * run.latency_s:.2f}",
+        "predicted": "" if predicted is None else f"{1e3 * predicted:.2f}",
+        "of_predicted": f"{run.latency_s / predicted:.2f}" if predicted else "",
+        "slowest": run.slowest,
+        "estimated": estimated_rows(run),
+        "tried": _known(tried_rows(run)),
+        "figures": [
+            _draw(beside, f"{key}-{name}", heading, chart, run)
+            for name, heading, chart in OF_A_RUN
+            if predicted is not None or name != ESTIMATED
+        ],
+        "units": _known([{name: text for name, text in row.items() if name != "run"} for row in unit_rows(run)]),
     }
 
 

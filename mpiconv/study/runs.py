@@ -6,17 +6,34 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mpiconv.errors import MpiconvError
 from mpiconv.measure.record import typical
 from mpiconv.measure.results import RUN, read_each, read_file
+from mpiconv.measure.schema import plans_tried
 from mpiconv.text import safe_text
 
 NEEDED = ("exchange_start", "compute_start", "bytes_sent", "bytes_received", "messages_sent", "flops", "weight_bytes",
           "peak_rss", "compute_energy", "transfer_energy", "hostname", "exchange_pattern")  # fmt: skip
+
+
+LARGE = 1000.0
+PREDICTED = "predicted_compute_time", "predicted_exchange_time"
+
+
+class Network(NamedTuple):
+    """What runs must have in common to be compared."""
+
+    model: str
+    input_shape: str
+    batch: int
+
+    def __str__(self) -> str:
+        batch = "" if self.batch == 1 or self.input_shape.startswith(f"{self.batch}x") else f", batch {self.batch}"
+        return f"{self.model} {self.input_shape}{batch}"
 
 
 @dataclass(frozen=True)
@@ -46,26 +63,47 @@ class Run:
         return np.asarray(self.data[name].values)
 
     @property
-    def network(self) -> tuple[str, str]:
-        """Model and input shape: only runs with the same are compared."""
+    def network(self) -> Network:
+        """Model, input shape and batch: only runs with the same are compared."""
         shape = "x".join(str(int(n)) for n in np.atleast_1d(self.data.attrs.get("input_shape", [])))
-        return self.attribute("model"), shape
+        return Network(self.attribute("model"), shape, self.batch)
 
     @property
-    def workers(self) -> list[int]:
-        """The ranks that compute, send or receive anything; the root, which has the pictures, is always one."""
-        shares = sum(self.array(name).sum(axis=1) > 0 for name in ("flops", "bytes_sent", "bytes_received"))
-        return sorted({0, *np.flatnonzero(shares).tolist()})
+    def batch(self) -> int:
+        """How many pictures travelled together."""
+        return int(self.data.attrs.get("batch", 1))
 
     @property
-    def hosts(self) -> set[str]:
-        """The hosts of its workers."""
-        return set(self.array("hostname")[self.workers].tolist())
+    def computing(self) -> list[int]:
+        """The ranks that compute something; the root alone where there is nothing to compute."""
+        return [int(rank) for rank in np.flatnonzero(self.array("flops").sum(axis=1) > 0)] or [0]
+
+    @property
+    def slowest(self) -> int:
+        """The rank that computes the longest."""
+        return int(self.typical_s("compute_time").sum(axis=1).argmax())
 
     @property
     def latency_s(self) -> float:
         """Median latency in s."""
         return float(np.median(self.array("latency")))
+
+    @property
+    def middle_half_s(self) -> tuple[float, float]:
+        """The latencies in s between which half of the repeats lie: the quartiles."""
+        low, high = np.percentile(self.array("latency"), [25, 75])
+        return float(low), float(high)
+
+    @property
+    def predicted_s(self) -> float | None:
+        """The latency in s that was estimated for the plan that ran; None where nothing was."""
+        there = "predicted_latency" in self.data.attrs and all(name in self.data for name in PREDICTED)
+        return float(self.data.attrs["predicted_latency"]) if there else None
+
+    @property
+    def tried(self) -> list[dict[str, Any]]:
+        """The plans that were tried in turn, as ``measure.schema.plans_tried`` gives them."""
+        return plans_tried(self.data)
 
     def busy_s(self, name: str) -> np.ndarray:
         """(rank, unit): median of ``compute_time`` or ``exchange_time`` over the repeats, in s."""
@@ -120,35 +158,27 @@ def distinct(runs: Sequence[Run]) -> list[Run]:
     ]
 
 
-def by_network(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
-    """Runs that may be compared, by their model and input shape."""
-    groups: dict[tuple[str, str], list[Run]] = {}
+def by_network(runs: Sequence[Run]) -> dict[Network, list[Run]]:
+    """Runs that may be compared, by their model, input shape and batch."""
+    groups: dict[Network, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.network, []).append(run)
     return groups
 
 
-def over_hosts(group: Sequence[Run]) -> bool:
-    """Whether a device is a host in this group, as it is once any of its runs needs several; else it is a rank."""
-    return any(len(run.hosts) > 1 for run in group)
-
-
 def baseline(group: Sequence[Run]) -> Run | None:
-    """What the others are compared with: the fastest run of which one device does all; None where there is none.
+    """What the others are compared with: the fastest run of which one rank computes everything; None without one.
 
-    A run whose root only passes the work on to a faster host needs both, so it is none.
+    The root may have sent it the pictures; other ranks of the job have nothing to compute.
     """
-    several = over_hosts(group)
-    whole = [run for run in group if len(run.hosts if several else run.workers) == 1]
-    return min(whole, key=lambda run: run.latency_s, default=None)
+    return min((run for run in group if len(run.computing) == 1), key=lambda run: run.latency_s, default=None)
 
 
 def gains(group: Sequence[Run]) -> list[tuple[float, float]]:
-    """Speed-up and efficiency (per device) of every run; NaN without a baseline."""
-    reference, several = baseline(group), over_hosts(group)
+    """Speed-up and efficiency (per rank that computes) of every run; NaN without a baseline."""
+    reference = baseline(group)
     speed_ups = [reference.latency_s / run.latency_s if reference else float("nan") for run in group]
-    devices = [len(set(run.array("hostname").tolist())) if several else run.ranks for run in group]
-    return [(speed_up, speed_up / count) for speed_up, count in zip(speed_ups, devices, strict=True)]
+    return [(speed_up, speed_up / len(run.computing)) for speed_up, run in zip(speed_ups, group, strict=True)]
 
 
 def summary_rows(group: Sequence[Run]) -> list[dict[str, str]]:
@@ -156,20 +186,21 @@ def summary_rows(group: Sequence[Run]) -> list[dict[str, str]]:
     found = []
     for run, (speed_up, efficiency) in zip(group, gains(group), strict=True):
         times = 1e3 * run.array("latency")
-        batch = int(run.data.attrs.get("batch", 1))
         found.append(
             {
                 "run": run.name,
                 "scheme": run.attribute("scheme"),
                 "ranks": str(run.ranks),
                 "hosts": str(len(set(run.array("hostname").tolist()))),
-                "latency median ms": f"{np.median(times):.2f}",
-                "p95 ms": f"{np.percentile(times, 95):.2f}",
-                "min ms": f"{times.min():.2f}",
-                "pictures/s": f"{1e3 * batch / times.mean():.1f}",
+                "latency median ms": _number(1e3 * run.latency_s),
+                "middle half ms": " to ".join(_number(1e3 * each) for each in run.middle_half_s),
+                "p95 ms": _number(float(np.percentile(times, 95))),
+                "min ms": _number(float(times.min())),
+                "pictures/s": f"{1e3 * run.batch / times.mean():.1f}",
+                "estimated ms": _number(float("nan") if run.predicted_s is None else 1e3 * run.predicted_s),
                 "speed-up": _number(speed_up),
                 "efficiency": _number(efficiency),
-                "x rank 0 alone": _number(float(run.data.attrs.get("gain_factor", "nan"))),
+                "rank 0 alone ms": _number(1e3 * float(run.data.attrs.get("gain_single_latency_s", "nan"))),
                 "imbalance": f"{run.imbalance:.1%}",
                 "moved MB": f"{run.array('bytes_received').sum() / 1e6:.2f}",
                 "largest weights MB": f"{run.array('weight_bytes').max() / 1e6:.1f}",
@@ -180,13 +211,52 @@ def summary_rows(group: Sequence[Run]) -> list[dict[str, str]]:
     return found
 
 
-def _number(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.2f}"
+def estimated_rows(run: Run) -> list[dict[str, str]]:
+    """A row per unit of the slowest rank: what was estimated and what was measured, and their sums; none without.
+
+    The measured ones are means over the repeats nearest the median latency, so that they add up.
+    """
+    if run.predicted_s is None:
+        return []
+    measured = [run.typical_s(name)[run.slowest] for name in ("compute_time", "exchange_time")]
+    estimated = [run.array(name)[run.slowest] for name in PREDICTED]
+    columns = {
+        "computing, estimated ms": estimated[0],
+        "computing, measured ms": measured[0],
+        "exchanging, estimated ms": estimated[1],
+        "exchanging, measured ms": measured[1],
+    }
+    return [
+        {"unit": unit} | {name: _number(1e3 * value) for name, value in zip(columns, values, strict=True)}
+        for unit, *values in zip(
+            [*run.units, "all"], *([*column, column.sum()] for column in columns.values()), strict=True
+        )
+    ]
+
+
+def tried_rows(run: Run) -> list[dict[str, str]]:
+    """A row per plan that ``--scheme auto`` tried: what it took as measured and as estimated."""
+    return [
+        {
+            "plan tried": each["name"],
+            "measured ms": _number(float("nan") if each["measured_s"] is None else 1e3 * each["measured_s"]),
+            "estimated ms": _number(1e3 * each["estimated_s"]),
+            "why not run": each["why"] or "-",
+        }
+        for each in run.tried
+    ]
+
+
+def _number(value: float, digits: int = 2) -> str:
+    """A number with digits behind the point, without them from a thousand on; ``-`` for NaN."""
+    return "-" if np.isnan(value) else f"{value:.{digits if value < LARGE else 0}f}"
 
 
 def unit_rows(run: Run) -> list[dict[str, str]]:
-    """A row per rank and unit: times, bytes, FLOPs."""
+    """A row per rank and unit: times as measured and as estimated, bytes, FLOPs."""
     compute, exchange = 1e3 * run.busy_s("compute_time"), 1e3 * run.busy_s("exchange_time")
+    unknown = np.full(compute.shape, np.nan)
+    estimated = [unknown if run.predicted_s is None else 1e3 * run.array(name) for name in PREDICTED]
     patterns = run.array("exchange_pattern")
     return [
         {
@@ -194,8 +264,10 @@ def unit_rows(run: Run) -> list[dict[str, str]]:
             "rank": str(r),
             "unit": unit,
             "exchange": str(patterns[u]),
-            "compute median ms": f"{compute[r, u]:.3f}",
-            "exchange median ms": f"{exchange[r, u]:.3f}",
+            "compute median ms": _number(compute[r, u], 3),
+            "exchange median ms": _number(exchange[r, u], 3),
+            "compute estimated ms": _number(estimated[0][r, u], 3),
+            "exchange estimated ms": _number(estimated[1][r, u], 3),
             "bytes sent": str(run.array("bytes_sent")[r, u]),
             "bytes received": str(run.array("bytes_received")[r, u]),
             "messages sent": str(run.array("messages_sent")[r, u]),
