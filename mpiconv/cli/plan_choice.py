@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mpiconv.cli.memory_limit import asked_limits
+from mpiconv.cli.notes import note
 from mpiconv.cli.options import AUTO
 from mpiconv.cli.setup import build_model
 from mpiconv.cli.tables import align
@@ -29,7 +31,8 @@ def choose(arguments: argparse.Namespace) -> int:
     cluster = Cluster.load(arguments.cluster)
     model, info = build_model(arguments)
     graph = trace(model, info.input_shape, batch=arguments.batch or 1).layers
-    found = candidates(graph, cluster, arguments.batch or 1)
+    asked = asked_limits(arguments, len(cluster.devices))
+    found = candidates(graph, cluster, arguments.batch or 1, memory_limits=asked, tell=note)
     if not found:
         raise MpiconvError(
             f"no plan for {graph.model} fits the memory of the devices in {arguments.cluster}: more or larger devices "

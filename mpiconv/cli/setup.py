@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from mpiconv.cli.auto import plans_to_try
+from mpiconv.cli.memory_limit import check_plan
 from mpiconv.cli.options import SPLIT, shares_for
 from mpiconv.data.datasets import HELD_OUT, LabelledPictures, is_labelled, open_data
 from mpiconv.data.pictures import PictureFiles, Pictures, RandomPictures, folder_pictures
@@ -101,10 +102,11 @@ def prepare(arguments: argparse.Namespace, ranks: int, cluster: Cluster | None =
     trials: tuple[Candidate, ...] = ()
     if cluster is not None:
         repeats = repeats_of(arguments, pictures)
-        trials = tuple(plans_to_try(model, shape, cluster, arguments.plan_by, repeats))
+        trials = tuple(plans_to_try(arguments, model, shape, cluster, repeats))
         plan = trials[0].plan
     else:
         plan = saved or plan_for(arguments, model, shape, ranks)
+        check_plan(arguments, plan)
     if isinstance(pictures, LabelledPictures):
         _check_outputs(model, info, arguments.data)
     return Job(model, info, pictures, plan, profile, cluster, trials)

@@ -15,7 +15,7 @@ import numpy as np
 from mpiconv.graph.form import PICTURE, Graph
 from mpiconv.partition.box import Box, hull
 from mpiconv.partition.plan import FLOAT_BYTES, Plan
-from mpiconv.partition.receptive import box_flops, unit_needs
+from mpiconv.partition.receptive import box_flops, box_weights, unit_needs
 from mpiconv.partition.schemes import ROOT, Boxes
 from mpiconv.planner.cluster import Cluster
 from mpiconv.planner.speed import unit_seconds
@@ -58,13 +58,17 @@ class Search:
         self._links = Rates(cluster, batch)
         self._computed: dict[tuple[int, int, Box], float] = {}
         self._needed: dict[tuple[int, Box], tuple[Box, ...]] = {}
+        self._held: dict[tuple[int, Box], int] = {}
         self._kinds = [cluster.devices.index(device) for device in cluster.devices]
         self._stages = [self._starting(first) for first in range(len(self.blocks))]
 
-    def plan(self, ranks: Collection[int] | None = None, *, weight: float = 1.0) -> Plan | None:
+    def plan(
+        self, ranks: Collection[int] | None = None, *, weight: float = 1.0, price: np.ndarray | None = None
+    ) -> Plan | None:
         """The plan of the quickest chain of stages on these ranks, or on all; None where none leads to the end.
 
-        ``weight`` is what a second of sending counts against one of computing.
+        ``weight`` is what a second of sending counts against one of computing; ``price`` the s that a B of weights
+        counts on each rank, for plans that need less memory there.
         """
         root = _bounds([Box.whole(self.graph.input_shape), *(Box() for _ in self.cluster.devices[1:])])
         fine = [ranks is None or set(ranks).issuperset(way.ranks) for way in self.ways]
@@ -81,6 +85,8 @@ class Search:
                 return None
             moving = self._links.seconds(made[:, None], np.stack([stage.needs for stage in stages])[None])
             total = spent[:, None] + weight * moving + np.array([stage.seconds for stage in stages])
+            if price is not None:
+                total += np.array([self._weights(stage) @ price for stage in stages])
             for number, stage in enumerate(stages):
                 chain = int(total[:, number].argmin())
                 there = best[self._block_after(stage)].setdefault(stage.way, Best())
@@ -135,6 +141,16 @@ class Search:
             device = self.cluster.devices[rank]
             self._computed[key] = unit_seconds(device, self.graph.units[unit], box, self.batch)
         return self._computed[key]
+
+    def _weights(self, stage: Stage) -> np.ndarray:
+        """(rank,): B of weights that a stage needs."""
+        held = np.zeros(len(self.cluster.devices))
+        for unit, row in zip(stage.units, stage.boxes, strict=True):
+            for rank, box in enumerate(row):
+                if box and (unit, box) not in self._held:
+                    self._held[unit, box] = FLOAT_BYTES * box_weights(self.graph.units[unit], box)
+                held[rank] += self._held[unit, box] if box else 0
+        return held
 
     def _needs(self, source: int, units: Sequence[int], boxes: Boxes) -> np.ndarray:
         """What each rank needs of a map for its boxes of these units: (rank, 6) bounds."""
