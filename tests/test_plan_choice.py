@@ -10,9 +10,10 @@ from torch import nn
 
 from mpiconv.graph.trace import trace
 from mpiconv.planner.advice import alternatives, break_even, helps, lower_bound_s
-from mpiconv.planner.candidates import candidates, estimate
+from mpiconv.planner.candidates import candidates
 from mpiconv.planner.cluster import POWERS, Cluster
 from mpiconv.planner.energy import joules
+from mpiconv.planner.estimating import estimate
 from mpiconv.planner.nominal import CLUSTERS, nominal_cluster
 from tests.browser import opened
 from tests.conftest import mpiconv as run

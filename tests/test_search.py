@@ -16,12 +16,13 @@ from mpiconv.graph.form import PICTURE
 from mpiconv.graph.trace import trace
 from mpiconv.partition import Box, Span, make_plan
 from mpiconv.partition.exchange import exchange
-from mpiconv.partition.plan import at_work
 from mpiconv.partition.receptive import unit_needs
 from mpiconv.planner import rates
 from mpiconv.planner.bounds import Costs, Needs, bounds, box_at, hulls, sizes
-from mpiconv.planner.candidates import candidates, estimate, level_shares, levelled, searched
+from mpiconv.planner.candidates import candidates
 from mpiconv.planner.cluster import Cluster
+from mpiconv.planner.estimating import estimate
+from mpiconv.planner.proposals import level_shares, levelled, searched
 from mpiconv.planner.rates import Rates
 from mpiconv.planner.search import Search
 from mpiconv.planner.stages import Stage
@@ -172,9 +173,9 @@ def test_shares_by_which_all_compute_as_long():
     assert shares[0] == pytest.approx(2 * shares[1], rel=0.02)
     assert shares[2] == 0
     graph = trace(net, (16, 60, 60)).layers
-    found = [each for each in candidates(graph, on) if len(at_work(each.plan)) > 1]
-    assert list(levelled(found, graph, cluster(1.0, 1.0, 1.0))) == []
-    for _, better in levelled(found, graph, on):
+    best = next(each.plan for each in candidates(graph, on) if each.divided)
+    assert list(levelled(graph, cluster(1.0, 1.0, 1.0), 1, best)) == []
+    for _, better in levelled(graph, on, 1, best):
         busy = estimate(better, on).compute_s
         assert max(busy) < 1.1 * np.mean(busy)
 

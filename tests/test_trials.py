@@ -14,7 +14,8 @@ from mpiconv.errors import PlanError
 from mpiconv.graph.trace import trace
 from mpiconv.partition import Plan, make_plan
 from mpiconv.partition.plan import at_work
-from mpiconv.planner.candidates import Candidate, undivided
+from mpiconv.planner.candidates import Candidate
+from mpiconv.planner.proposals import undivided
 from mpiconv.planner.simulation import Timeline
 from mpiconv.runtime.trials import HOPELESS, MOST, TIMED, WARM, choose, fastest, shortlist
 from tests.test_simulation import cluster

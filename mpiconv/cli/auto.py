@@ -9,9 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from mpiconv.cli.memory_limit import asked_limits
+from mpiconv.cli.notes import note
 from mpiconv.cli.options import AUTO
 from mpiconv.cli.tables import align
-from mpiconv.errors import MpiconvError, UsageError
+from mpiconv.errors import UsageError
 from mpiconv.graph.trace import trace
 from mpiconv.job.control import bcast_json, on_root
 from mpiconv.job.team import Team
@@ -80,14 +82,18 @@ def _check_named(arguments: argparse.Namespace) -> None:
 
 
 def plans_to_try(
-    model: nn.Module, shape: Sequence[int], cluster: Cluster, plan_by: str | None, repeats: int
+    arguments: argparse.Namespace, model: nn.Module, shape: Sequence[int], cluster: Cluster, repeats: int
 ) -> list[Candidate]:
-    """The plans to try in turn for pictures (N, C, H, W); the run starts with the first, or has one alone."""
+    """The plans to try in turn for pictures (N, C, H, W); the run starts with the first, or has one alone.
+
+    Raises MpiconvError where none keeps within the memory of the devices.
+    """
     batch, *picture = shape
-    found = candidates(trace(model, picture, batch=batch).layers, cluster, batch)
-    if not found:
-        raise MpiconvError("no plan fits the memory of these devices: more or larger ones are wanted")
-    by = plan_by or ("measure" if repeats >= ENOUGH_REPEATS else "estimate")
+    asked = asked_limits(arguments, len(cluster.devices))
+    layers = trace(model, picture, batch=batch).layers
+    tell = (lambda _: None) if arguments.quiet else note
+    found = candidates(layers, cluster, batch, memory_limits=asked, in_flight=arguments.in_flight, tell=tell)
+    by = arguments.plan_by or ("measure" if repeats >= ENOUGH_REPEATS else "estimate")
     return shortlist(found) if by == "measure" else found[:1]
 
 

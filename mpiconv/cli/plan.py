@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from mpiconv.cli.memory_limit import add_memory_limit, check_plan
 from mpiconv.cli.options import AUTO, add_model_options, add_split_options, named, positive
 from mpiconv.errors import UsageError
 from mpiconv.words import counted
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.html",
         help="with --cluster: also write a page with the alternatives and the timeline of the best",
     )
+    add_memory_limit(parser)
     parser.add_argument("--ranks", type=positive, metavar="N", help="number of ranks (default: 2)")
     parser.add_argument("--plan", metavar="FILE", help="show this plan instead of making one")
     parser.add_argument(
@@ -62,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         plan = plan_for(arguments, model, (arguments.batch, *info.input_shape), arguments.ranks or 2)
     elif arguments.ranks not in (None, plan.ranks):
         raise UsageError(f"{arguments.plan} is a plan for {counted(plan.ranks, 'rank')}, not for {arguments.ranks}")
+    check_plan(arguments, plan)
     if arguments.save:
         plan.save(arguments.save)
     print(to_json(plan.to_dict()) if arguments.json else plan)

@@ -9,17 +9,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from mpiconv.cli.memory_limit import asked_limits
+from mpiconv.cli.notes import note
 from mpiconv.cli.options import AUTO
 from mpiconv.cli.setup import build_outline
 from mpiconv.cli.tables import align
-from mpiconv.errors import MpiconvError, UsageError
+from mpiconv.errors import UsageError
 from mpiconv.graph.form import Graph
 from mpiconv.graph.trace import trace
 from mpiconv.partition.plan import at_work
 from mpiconv.planner.advice import BreakEven, alternatives, break_even, helps, lower_bound_s, rate_now
-from mpiconv.planner.candidates import Candidate, candidates, names_of
+from mpiconv.planner.candidates import Candidate, candidates
 from mpiconv.planner.cluster import Cluster
 from mpiconv.planner.energy import joules
+from mpiconv.planner.proposals import names_of
 from mpiconv.text import to_json
 from mpiconv.words import counted, did_you_mean, seconds
 
@@ -28,7 +31,7 @@ WORTH = 1.05
 """A change that makes a picture less than this factor faster is said to help little."""
 
 NOTES = (
-    "pictures/s: with several in flight. most weights: on any one device. energy: above idle, of all devices together.",
+    "pictures/s: with several in flight. most memory: on any one device. energy: above idle, of all devices together.",
     "first start: until the weights are where they are needed; later starts have them from the weight cache.",
 )
 
@@ -105,12 +108,8 @@ def find(arguments: argparse.Namespace) -> Answer:
     model, info = build_outline(arguments)
     batch = arguments.batch or 1
     graph = trace(model, info.input_shape, batch=batch).layers
-    found = candidates(graph, cluster, batch)
-    if not found:
-        raise MpiconvError(
-            f"no plan for {graph.model} fits the memory of the devices in {arguments.cluster}: more or larger devices "
-            "are wanted"
-        )
+    asked = asked_limits(arguments, len(cluster.devices))
+    found = candidates(graph, cluster, batch, memory_limits=asked, tell=note)
     return Answer(arguments.cluster, graph, cluster, found, batch)
 
 
@@ -216,7 +215,7 @@ def advice(answer: Answer) -> list[str]:
 
 def rows_of(answer: Answer) -> list[dict[str, str]]:
     """The table of the plans, a row for each: column by column what is shown."""
-    rows = []
+    rows, names = [], names_of(answer.cluster)
     for each in answer.shown:
         energy = joules(each.plan, each.timeline, answer.cluster)
         rows.append(
@@ -225,7 +224,7 @@ def rows_of(answer: Answer) -> list[dict[str, str]]:
                 "latency": seconds(each.latency_s),
                 "pictures/s": f"{each.pictures_per_s(answer.cluster):.3g}",
                 "moved MB": f"{each.bytes_moved / 1e6:.2f}",
-                "most weights MB": f"{max(each.weight_bytes) / 1e6:.1f}",
+                "most memory MB": f"{each.most_memory[1] / 1e6:.0f} on {names[each.most_memory[0]]}",
                 "energy J": "-" if energy is None else f"{sum(energy):.3g}",
                 "first start": seconds(each.first_start_s(answer.cluster)),
             }
@@ -295,6 +294,7 @@ def as_dict(answer: Answer) -> dict[str, Any]:
                 "pictures_per_s": each.pictures_per_s(answer.cluster),
                 "bytes_moved": each.bytes_moved,
                 "weight_bytes": each.weight_bytes,
+                "memory_bytes": [one.peak_bytes for one in each.memory],
                 "energy_j": joules(each.plan, each.timeline, answer.cluster),
                 "first_start_s": each.first_start_s(answer.cluster),
                 "splits": each.divided,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from mpiconv.cli.memory_limit import add_memory_limit
 from mpiconv.cli.options import (
     Every,
     above_zero_to_one,
@@ -70,6 +71,7 @@ def _add_planning(parser: argparse.ArgumentParser) -> None:
         "pictures each, whose answers count but not their times, and keep the fastest (default: measure, estimate with "
         "fewer than 20 repeats)",
     )
+    add_memory_limit(planning)
 
 
 def _add_measuring(parser: argparse.ArgumentParser) -> None:

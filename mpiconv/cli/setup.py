@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from mpiconv.cli.auto import plans_to_try
+from mpiconv.cli.memory_limit import check_plan
 from mpiconv.cli.options import AUTO, SPLIT, shares_for
 from mpiconv.data.datasets import HELD_OUT, LabelledPictures, is_labelled, open_data
 from mpiconv.data.pictures import PictureFiles, Pictures, RandomPictures, folder_pictures
@@ -23,8 +24,9 @@ from mpiconv.models import Info, info_of, load_model, outline
 from mpiconv.partition import Plan, make_plan
 from mpiconv.partition.box import normalised
 from mpiconv.partition.schemes import ROOT_ALONE
-from mpiconv.planner.candidates import Candidate, estimate
+from mpiconv.planner.candidates import Candidate
 from mpiconv.planner.cluster import Cluster
+from mpiconv.planner.estimating import estimate
 from mpiconv.planner.simulation import Timeline
 from mpiconv.runtime.weights import check_state
 from mpiconv.words import counted
@@ -122,10 +124,11 @@ def prepare(arguments: argparse.Namespace, ranks: int, cluster: Cluster | None =
     trials: tuple[Candidate, ...] = ()
     if cluster is not None and arguments.scheme == AUTO:
         repeats = repeats_of(arguments, pictures)
-        trials = tuple(plans_to_try(model, shape, cluster, arguments.plan_by, repeats))
+        trials = tuple(plans_to_try(arguments, model, shape, cluster, repeats))
         plan = trials[0].plan
     else:
         plan = saved or plan_for(arguments, model, shape, ranks)
+        check_plan(arguments, plan)
     if isinstance(pictures, LabelledPictures):
         _check_outputs(model, info, arguments.data)
     return Job(model, info, pictures, plan, profile, cluster, trials)

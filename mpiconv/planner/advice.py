@@ -18,8 +18,10 @@ from mpiconv.partition.box import Box
 from mpiconv.partition.plan import Plan
 from mpiconv.partition.schemes import ROOT
 from mpiconv.planner.bounds import Costs, Needs, bounds
-from mpiconv.planner.candidates import Candidate, estimate, names_of, on_links, searched, undivided
+from mpiconv.planner.candidates import Candidate
 from mpiconv.planner.cluster import Cluster, Link
+from mpiconv.planner.estimating import estimate, scheduled
+from mpiconv.planner.proposals import names_of, searched, undivided
 from mpiconv.planner.rates import Rates
 from mpiconv.planner.simulation import simulate
 from mpiconv.planner.ways import speeds_of, ways
@@ -90,7 +92,7 @@ def _halved(pays: Callable[[float], bool], low: float, high: float) -> float:
 
 def _comparison(cluster: Cluster, splits: Sequence[Plan], whole: Sequence[Plan]) -> Callable[[float], bool]:
     """Whether the fastest split is faster than the fastest of the rest with links so many times as fast."""
-    schedules = [[on_links(plan, cluster) for plan in plans] for plans in (splits, whole)]
+    schedules = [[scheduled(plan, cluster) for plan in plans] for plans in (splits, whole)]
 
     def pays(factor: float) -> bool:
         changed = cluster.with_links(factor)

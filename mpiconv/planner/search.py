@@ -15,8 +15,8 @@ import numpy as np
 
 from mpiconv.graph.form import Graph
 from mpiconv.partition.box import Box
-from mpiconv.partition.plan import Plan
-from mpiconv.partition.receptive import box_flops
+from mpiconv.partition.plan import FLOAT_BYTES, Plan
+from mpiconv.partition.receptive import box_flops, box_weights
 from mpiconv.partition.schemes import ROOT
 from mpiconv.planner.bounds import Costs, Needs, bounds, box_at
 from mpiconv.planner.cluster import Cluster
@@ -58,6 +58,7 @@ class Search:
         self.ways, self._links = list(choice or ways(graph, cluster, batch)), Rates(cluster, batch)
         found = Stages(graph, self.ways, Costs(graph, cluster, batch), self._links, most_fused)
         self.blocks, self._boxes, self._stages = found.blocks, found.boxes, found.starting()
+        self._weight_bytes: dict[tuple[int, int, int], int] = {}
 
     @cached_property
     def legs(self) -> list[Leg]:
@@ -82,15 +83,20 @@ class Search:
         """Of every way, until the root has what the model's output is made of."""
         return np.array([self._to_root(way) for way in range(len(self.ways))])
 
-    def plan(self, ranks: Collection[int] | None = None, *, weight: float = 1.0) -> Plan | None:
+    def plan(
+        self, ranks: Collection[int] | None = None, *, weight: float = 1.0, price: np.ndarray | None = None
+    ) -> Plan | None:
         """The plan of the quickest chain of stages on these ranks, or on all; None where none leads to the end.
 
-        ``weight`` is what a second of sending counts against one of computing.
+        ``weight`` is what a second of sending counts against one of computing; ``price`` (rank,) how many s a B of
+        weights counts on each rank.
         """
-        found = self.chain(ranks, weight=weight)
+        found = self.chain(ranks, weight=weight, price=price)
         return None if found is None else self._assembled(found)
 
-    def chain(self, ranks: Collection[int] | None = None, *, weight: float = 1.0) -> list[Stage] | None:
+    def chain(
+        self, ranks: Collection[int] | None = None, *, weight: float = 1.0, price: np.ndarray | None = None
+    ) -> list[Stage] | None:
         """The stages of that plan."""
         if not self.blocks:
             return None
@@ -100,7 +106,8 @@ class Search:
         before = np.full((len(self.blocks) + 1, count, 3), -1)  # leg, stage, way before
         for first, leg in enumerate(self.legs):
             start = spent[first] if first else np.zeros(1)
-            total = start[:, None] + weight * leg.moving_s + np.where(fine[leg.ways], leg.seconds, np.inf)
+            seconds = leg.seconds if price is None else leg.seconds + self._weights(leg) @ price
+            total = start[:, None] + weight * leg.moving_s + np.where(fine[leg.ways], seconds, np.inf)
             origin = total.argmin(axis=0)
             least = total[origin, np.arange(len(leg.stages))]
             better = np.flatnonzero(least < spent[leg.ends, leg.ways])
@@ -118,6 +125,20 @@ class Search:
             stages.insert(0, self.legs[first].stages[stage])
             end, way = int(first), int(origin_way)
         return stages
+
+    def _weights(self, leg: Leg) -> np.ndarray:
+        """(stage, rank): B of weights that the stages need."""
+        held = np.zeros((len(leg.stages), len(self.cluster.devices)))
+        for number, stage in enumerate(leg.stages):
+            for unit, row in zip(stage.units, stage.boxes, strict=True):
+                held[number] += [self._held(unit, box) for box in row]
+        return held
+
+    def _held(self, unit: int, row: np.ndarray) -> int:
+        key = unit, int(row[0]), int(row[1])
+        if key not in self._weight_bytes:
+            self._weight_bytes[key] = FLOAT_BYTES * box_weights(self.graph.units[unit], box_at(row))
+        return self._weight_bytes[key]
 
     def _block_after(self, stage: Stage) -> int:
         return next(i for i, block in enumerate(self.blocks) if block.stop == stage.units.stop) + 1

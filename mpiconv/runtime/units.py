@@ -21,9 +21,13 @@ from mpiconv.runtime.compute.local import LocalUnit, weights_of
 from mpiconv.runtime.compute.operations import WholeUnit
 from mpiconv.runtime.emulation import Paced
 from mpiconv.runtime.frames import Compute
+from mpiconv.runtime.heap import trim_heap
 from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.spares import key_of, spares
 from mpiconv.runtime.weights import LayerWeights, Weights
+
+WORTH_TRIMMING_BYTES = 2**20
+"""Weights of a unit after which memory is returned that was taken to reorder them."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,8 @@ class LocalUnits:
         for index in sorted(range(len(works)), key=lambda i: -sizes[i]):
             if works[index].unit.name not in kept:
                 self._made[works[index].unit.name] = self._make(works[index], carried.plan.batch)
+                if self._made[works[index].unit.name].weight_bytes >= WORTH_TRIMMING_BYTES:
+                    trim_heap()  # before the next largest takes its room to reorder weights in
         return [self._made[unit.name].computes for unit in graph.units]
 
     @property
@@ -170,7 +176,7 @@ class LocalUnits:
             key = key_of(work.unit, box, weights, batch, compute, work.padded, work.sliced, threads)
         made = spares.take(key) if key else None
         made = made or local_unit(work.unit, box, weights, batch, compute, **how, packed=packed)
-        if key:
+        if key and made.compiled:
             frees.append(lambda: spares.give(key, made))
         return made
 

@@ -70,7 +70,7 @@ def _folded_into(conv: Layer, kernels: Weights, norm: Layer, weights: Weights) -
         shift = shift + weights["bias"].double()
     if "bias" in kernels:
         shift = shift + kernels["bias"].double() * scale
-    kernel = kernels["weight"].double() * scale.view(-1, *[1] * (kernels["weight"].dim() - 1))
+    kernel = kernels["weight"].double().mul_(scale.view(-1, *[1] * (kernels["weight"].dim() - 1)))
     return replace(conv, name=norm.name), {**kernels, "weight": kernel.float(), "bias": shift.float()}
 
 

@@ -1,0 +1,171 @@
+"""Plans to consider for a network on a cluster: all on one device, every scheme, what a search finds. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from mpiconv.graph.form import Graph
+from mpiconv.graph.grouping import grouped
+from mpiconv.partition.making import make_plan
+from mpiconv.partition.plan import FLOAT_BYTES, Plan
+from mpiconv.partition.schemes import NO_SPLIT, ROOT, SCHEMES
+from mpiconv.planner.cluster import Cluster
+from mpiconv.planner.estimating import estimate, scheduled
+from mpiconv.planner.limits import Limits
+from mpiconv.planner.memory import peak_bytes
+from mpiconv.planner.search import Search
+from mpiconv.planner.simulation import Timeline
+from mpiconv.planner.ways import alone, first_of_each, over, speeds_of, teams
+
+Proposals = Iterator[tuple[str, Plan]]
+"""Plans, each with what it is called."""
+
+LEVELLED = 2
+"""How often shares are made anew from how long each device computes by those before."""
+
+WEIGHTS = (1.0, 0.5)
+"""What a second of sending counts in the search: some of it is hidden behind computing, which it does not look at."""
+
+UNLIMITED = (1.0, 4.0, 16.0)
+"""A device without a limit gets so many times the share of the one with the largest, where shares go by memory."""
+
+FIRST_PRICE, DEARER = 0.1, 16
+"""What all weights on a device count at first where they do not fit, as a part of a frame's time; and how often that is
+doubled at most."""
+
+
+def undivided(graph: Graph, cluster: Cluster, batch: int) -> Proposals:
+    """All on one device of each kind, or all but the fully connected layers."""
+    count, names = len(cluster.devices), names_of(cluster)
+    for rank in first_of_each(cluster):
+        shares = tuple(float(other == rank) for other in range(count))
+        for head in ("split", "root") if rank != ROOT else ("root",):
+            units = grouped(graph, "pool", head)
+            way = alone(units, rank, count)
+            plan = Plan(units, way.names, shares, batch, tuple(map(tuple, way.boxes)))
+            whole = rank == ROOT or head == "split"
+            yield f"all on {names[rank]}" if whole else f"body on {names[rank]}, head on {names[ROOT]}", plan
+            threads = lent(cluster, rank)
+            beside = rank != ROOT and cluster.devices[rank].host == cluster.devices[ROOT].host
+            if whole and not beside and threads > cluster.devices[rank].threads:
+                each = tuple(threads if r == rank else d.threads for r, d in enumerate(cluster.devices))
+                yield f"all on {names[rank]} with {threads} threads", replace(plan, threads=each)
+
+
+def lent(cluster: Cluster, rank: int) -> int:
+    """Threads that a rank has if the other ranks of its host lend it their cores; its own where it is emulated.
+
+    A rank that may use more cores than it has threads is bound to none, so that these are all that the host has.
+    """
+    device = cluster.devices[rank]
+    together = [other for other in cluster.devices if other.host == device.host]
+    if device.pace > 1:
+        return device.threads
+    cores = device.cores if device.cores > device.threads else sum(other.cores for other in together)
+    return max(min(sum(other.threads for other in together), cores), device.threads)
+
+
+def named(graph: Graph, cluster: Cluster, batch: int) -> Proposals:
+    """Every scheme by equal shares and by speed, with every place for the head."""
+    count, names = len(cluster.devices), names_of(cluster)
+    if count == 1:
+        return
+    shares = speeds_of(grouped(graph, "pool", "split"), cluster, batch)
+    uneven = max(shares) > min(shares)
+    fastest = max(range(count), key=lambda rank: shares[rank])
+    heads: list[tuple[str, str | int]] = [("", "root"), (", head split", "split")]
+    heads += [(f", head on {names[fastest]}", fastest)] if fastest != ROOT else []
+    for scheme in SCHEMES:
+        if scheme in NO_SPLIT:
+            continue
+        for how, each in (("equal shares", [1.0] * count), ("shares by speed", shares))[: 1 + uneven]:
+            for words, head in heads:
+                plan = make_plan(graph, (batch, *graph.input_shape), scheme, count, each, "pool", head)
+                yield f"{scheme}, {how}{words}", plan
+
+
+def searched(graph: Graph, cluster: Cluster, batch: int = 1) -> Proposals:
+    """What the search finds with the devices of each team alone, and if sending counted less since it overlaps."""
+    search = Search(grouped(graph, "pool", "split"), cluster, batch)
+    for ranks in teams(speeds_of(search.graph, cluster, batch)):
+        for weight in WEIGHTS:
+            plan = search.plan({ROOT, *ranks}, weight=weight)
+            if plan is not None:
+                yield _name(plan, cluster), plan
+
+
+def levelled(graph: Graph, cluster: Cluster, batch: int, best: Plan) -> Proposals:
+    """What the search finds with shares after which all devices of the best split so far compute as long as each other.
+
+    Nothing where all devices are equal.
+    """
+    units = grouped(graph, "pool", "split")
+    if len(set(speeds_of(units, cluster, batch))) == 1:
+        return
+    own = [alone(units, rank, len(cluster.devices)) for rank in first_of_each(cluster)]
+    for _ in range(LEVELLED):
+        shares = level_shares(best, estimate(best, cluster))
+        plan = Search(units, cluster, batch, [*own, *over(units, shares)]).plan()
+        if plan is None:
+            return
+        yield _name(plan, cluster), plan
+        best = plan
+
+
+def level_shares(plan: Plan, timeline: Timeline) -> list[float]:
+    """A share for each rank by the FLOP/s that it reaches in what several ranks compute; 0 for one that has no part."""
+    split = [unit for unit, row in enumerate(plan.boxes) if sum(map(bool, row)) > 1]
+    busy_s = (timeline.stamps_s[:, split, 2] - timeline.stamps_s[:, split, 1]).sum(axis=1)
+    work = [sum(plan.flops(unit, rank) for unit in split) for rank in range(plan.ranks)]
+    speeds = [each / seconds if seconds else 0.0 for each, seconds in zip(work, busy_s.tolist(), strict=True)]
+    return speeds if any(speeds) else list(plan.shares)
+
+
+def lighter(graph: Graph, cluster: Cluster, batch: int, limits: Limits) -> Proposals:
+    """Plans that need less memory on the devices that have little: kernels by memory, and dearer weights in the search.
+
+    A B of weights counts more and more s on the devices where it does not fit, until the plan that is found does.
+    """
+    count = len(cluster.devices)
+    if count == 1:
+        return
+    most = max((each for each in limits.most_bytes if each < math.inf), default=1.0) or 1.0
+    for times in UNLIMITED:
+        shares = [each if each < math.inf else times * most for each in limits.most_bytes]
+        for words, head in (("", "root"), (", head split", "split")) if any(shares) else ():
+            made = make_plan(graph, (batch, *graph.input_shape), "kpm", count, shares, "pool", head)
+            yield f"kpm, shares by memory{words}", made
+    search = Search(grouped(graph, "pool", "split"), cluster, batch)
+    plan, price = search.plan(), np.zeros(count)
+    weights = FLOAT_BYTES * sum(param.size for unit in graph.units for param in unit.params)
+    for _ in range(DEARER):
+        if plan is None:
+            return
+        yield _name(plan, cluster), plan
+        needed = [each.peak_bytes for each in peak_bytes(scheduled(plan, cluster))]
+        over = np.array(needed) > np.array(limits.most_bytes)
+        if not over.any():
+            return
+        least = FIRST_PRICE * estimate(plan, cluster).latency_s / max(weights, 1)
+        price[over] = np.maximum(2 * price, least)[over]
+        plan = search.plan(price=price)
+
+
+def _name(plan: Plan, cluster: Cluster) -> str:
+    """What a plan that was searched for is called: by the schemes in it, or the devices that take turns."""
+    schemes = [name for name in dict.fromkeys(plan.schemes) if name in SCHEMES]
+    if schemes:
+        return f"unit by unit: {', '.join(schemes)}"
+    names = names_of(cluster)
+    turns = [names[rank] for rank in dict.fromkeys(rank for row in plan.boxes for rank, box in enumerate(row) if box)]
+    return f"all on {turns[0]}" if len(turns) == 1 else f"first on {', then on '.join(turns)}"
+
+
+def names_of(cluster: Cluster) -> list[str]:
+    """A name for every rank: its host's, with its number where several are on that host."""
+    hosts = [device.host for device in cluster.devices]
+    return [host if hosts.count(host) == 1 else f"{host} (rank {rank})" for rank, host in enumerate(hosts)]
