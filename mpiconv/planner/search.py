@@ -121,7 +121,8 @@ class Search:
         )
         for unit in units[:-1]:
             own, need = _bounds(boxes[unit - units.start]), self._needs(unit, units, boxes)
-            seconds += float(self._links.seconds(own, need))
+            if not _all_there(own, need):
+                seconds += float(self._links.seconds(own, need))
         before = {source for unit in units for source in self.graph.units[unit].inputs if source < units.start}
         needs = self._needs(max(before, default=PICTURE), units, boxes)
         return Stage(units, way, boxes, tuple(names), seconds, needs, _bounds(boxes[-1]))
@@ -218,3 +219,10 @@ class Rates:
 def _bounds(boxes: Sequence[Box]) -> np.ndarray:
     """(rank, 6): where each box begins and ends in channels, rows and columns."""
     return np.array([[edge for span in box.spans for edge in (span.lo, span.hi)] for box in boxes])
+
+
+def _all_there(own: np.ndarray, need: np.ndarray) -> bool:
+    """Whether every rank has what it needs: ``Rates.seconds`` would take overlapping bands to be exchanged."""
+    empty = need[:, 1] == need[:, 0]
+    within = (own[:, 0::2] <= need[:, 0::2]).all(axis=1) & (need[:, 1::2] <= own[:, 1::2]).all(axis=1)
+    return bool((empty | within).all())
