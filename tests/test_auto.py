@@ -70,7 +70,7 @@ def test_by_the_estimate_nothing_is_tried(words, file_of):
         (("--offload", "0.5"), "--scheme auto chooses the offload by itself"),
         (("--head", "split"), "--scheme auto chooses the head by itself"),
         (("--cluster", "3"), "is a cluster of 3 devices and 2 ranks are running"),
-        (("--scheme", "kpm", "--cluster", "2"), "--cluster is for --scheme auto: leave it out"),
+        (("--scheme", "kpm", "--cluster", "2"), "--cluster is for --scheme auto and the baselines: leave it out"),
         (("--scheme", "kpm", "--plan-by", "measure"), "--plan-by is for --scheme auto: leave it out"),
     ],
 )

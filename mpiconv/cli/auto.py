@@ -1,4 +1,4 @@
-"""``--scheme auto``: what the ranks are, which plans are worth a trial on them, and what came of it."""
+"""``--scheme auto`` and the baselines: what the ranks are, which plans are worth a trial on them, what came of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from mpiconv.errors import MpiconvError, UsageError
 from mpiconv.graph.trace import trace
 from mpiconv.job.control import bcast_json, on_root
 from mpiconv.job.team import Team
-from mpiconv.partition.plan import at_work
+from mpiconv.partition.plan import Plan, at_work
+from mpiconv.planner.baselines import BASELINES
 from mpiconv.planner.candidates import Candidate, candidates
 from mpiconv.planner.cluster import Cluster
 from mpiconv.probe.probing import probe
@@ -38,16 +39,22 @@ def wants_auto(arguments: argparse.Namespace, ranks: int) -> bool:
     return bool(arguments.scheme == AUTO or (arguments.scheme is None and ranks > 1 and not said))
 
 
+def wants_baseline(arguments: argparse.Namespace) -> bool:
+    """Whether the split is to be one as published, which is for the devices and links at hand."""
+    return arguments.scheme in BASELINES and not arguments.plan
+
+
 def find_cluster(arguments: argparse.Namespace, team: Team, pace: float) -> Cluster | None:
     """The devices and links of this job: from the file, or measured in a few seconds. Collective.
 
-    None where the planner is not to choose. Raises UsageError on every rank for options that do not go together, and
-    MpiconvError for a file of other devices than are running.
+    None where the plan does not depend on them. Raises UsageError on every rank for options that do not go together,
+    and MpiconvError for a file of other devices than are running.
     """
-    if not wants_auto(arguments, team.size):
+    if wants_auto(arguments, team.size):
+        arguments.scheme = AUTO
+    elif not wants_baseline(arguments):
         on_root(team, lambda: _check_named(arguments))
         return None
-    arguments.scheme = AUTO
     on_root(team, lambda: _check(arguments))
     if not arguments.cluster:
         return probe(team, ROUNDS, pace, arguments.dilation)[0]
@@ -66,18 +73,22 @@ def find_cluster(arguments: argparse.Namespace, team: Team, pace: float) -> Clus
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Raise UsageError for an option that says what the planner is to choose."""
+    """Raise UsageError for an option that says what the planner or a baseline is to choose."""
+    scheme = arguments.scheme
     for name in CHOSEN_BY_PLANNER:
         if getattr(arguments, name) is not None:
-            raise UsageError(f"--scheme {AUTO} chooses the {name} by itself: leave --{name} out, or name a scheme")
+            raise UsageError(f"--scheme {scheme} chooses the {name} by itself: leave --{name} out, or name a scheme")
+    if scheme != AUTO and arguments.plan_by:
+        raise UsageError(f"--plan-by is for --scheme {AUTO}: leave it out, --scheme {scheme} has one plan")
 
 
 def _check_named(arguments: argparse.Namespace) -> None:
     """Raise UsageError for an option that is for the planner where a plan is named."""
-    for name in ("cluster", "plan_by"):
+    for name, schemes in (("cluster", f"{AUTO} and the baselines"), ("plan_by", AUTO)):
         if getattr(arguments, name):
             raise UsageError(
-                f"--{name.replace('_', '-')} is for --scheme {AUTO}: leave it out, or leave out what says how to split"
+                f"--{name.replace('_', '-')} is for --scheme {schemes}: leave it out, or leave out what says how to "
+                "split"
             )
 
 
@@ -91,6 +102,12 @@ def plans_to_try(
         raise MpiconvError("no plan fits the memory of these devices: more or larger ones are wanted")
     by = plan_by or ("measure" if repeats >= ENOUGH_REPEATS else "estimate")
     return shortlist(found) if by == "measure" else found[:1]
+
+
+def as_published(name: str, model: nn.Module, shape: Sequence[int], cluster: Cluster) -> Plan:
+    """The plan of a baseline for pictures (N, C, H, W) on these devices and links."""
+    batch, *picture = shape
+    return BASELINES[name](trace(model, picture, batch=batch).layers, cluster, batch)
 
 
 def verdict(tried: Sequence[Trial], batch: int) -> str:

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cluster",
         metavar="FILE.toml",
         help="choose a plan for the devices and links that mpiconv probe measured: says first what to do and what it "
-        "gains, then the alternatives; all of it estimated, no device needed",
+        "gains, then the alternatives; or make the one of a baseline; all of it estimated, no device needed",
     )
     parser.add_argument("--ranks", type=positive, metavar="N", help="number of ranks (default: 2)")
     parser.add_argument("--plan", metavar="FILE", help="show this plan instead of making one")
@@ -33,10 +33,12 @@ def run(arguments: argparse.Namespace) -> int:
         from mpiconv.cli.plan_choice import choose
 
         return choose(arguments)
-    if arguments.scheme == AUTO and not arguments.plan:
+    from mpiconv.planner.baselines import BASELINES
+
+    if arguments.scheme in (AUTO, *BASELINES) and not arguments.plan:
         raise UsageError(
-            f"--scheme {AUTO} chooses for the devices and links at hand: give them as --cluster FILE.toml, as mpiconv "
-            "probe --out FILE.toml writes them"
+            f"--scheme {arguments.scheme} chooses for the devices and links at hand: give them as --cluster FILE.toml, "
+            "as mpiconv probe --out FILE.toml writes them"
         )
     from mpiconv.cli.setup import build_model, plan_for, saved_plan
     from mpiconv.text import to_json

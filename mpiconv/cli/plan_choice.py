@@ -11,9 +11,12 @@ from mpiconv.cli.options import AUTO
 from mpiconv.cli.setup import build_model
 from mpiconv.cli.tables import align
 from mpiconv.errors import MpiconvError, UsageError
+from mpiconv.graph.form import Graph
 from mpiconv.graph.trace import trace
 from mpiconv.partition.plan import at_work
-from mpiconv.planner.candidates import Candidate, candidates
+from mpiconv.partition.schemes import ROOT, check_scheme
+from mpiconv.planner.baselines import BASELINES
+from mpiconv.planner.candidates import Candidate, candidates, estimate, undivided
 from mpiconv.planner.cluster import Cluster
 from mpiconv.text import to_json
 from mpiconv.words import counted
@@ -23,12 +26,12 @@ SHOWN = 8
 
 def choose(arguments: argparse.Namespace) -> int:
     """Print what to do and the alternatives, all of it estimated; save the best plan if that is asked for."""
-    for name in ("scheme", "shares", "offload", "gather", "head", "ranks", "plan"):
-        if getattr(arguments, name) not in (None, AUTO):
-            raise UsageError(f"--cluster chooses a plan by itself: leave --{name} out, or leave --cluster out")
+    _check(arguments)
     cluster = Cluster.load(arguments.cluster)
     model, info = build_model(arguments)
     graph = trace(model, info.input_shape, batch=arguments.batch or 1).layers
+    if arguments.scheme in BASELINES:
+        return _show_baseline(arguments, graph, cluster)
     found = candidates(graph, cluster, arguments.batch or 1)
     if not found:
         raise MpiconvError(
@@ -45,12 +48,50 @@ def choose(arguments: argparse.Namespace) -> int:
     print()
     print("\n".join(table(found)))
     print()
+    _tell_next(arguments, cluster, "the first as a plan")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for an option that says what is chosen for the cluster."""
+    if arguments.scheme is not None:
+        check_scheme(arguments.scheme, (*BASELINES, AUTO))
+    for name in ("scheme", "shares", "offload", "gather", "head", "ranks", "plan"):
+        if getattr(arguments, name) not in (None, AUTO, *BASELINES):
+            raise UsageError(f"--cluster chooses a plan by itself: leave --{name} out, or leave --cluster out")
+
+
+def _show_baseline(arguments: argparse.Namespace, graph: Graph, cluster: Cluster) -> int:
+    """Print what a baseline takes and its plan, estimated; save the plan if that is asked for."""
+    name, batch = arguments.scheme, arguments.batch or 1
+    plan = BASELINES[name](graph, cluster, batch)
+    found = Candidate(name, plan, estimate(plan, cluster))
+    if arguments.save:
+        plan.save(arguments.save)
+    if arguments.json:
+        print(to_json(as_dict([found], arguments.cluster)))
+        return 0
+    _, alone = next(undivided(graph, cluster, batch))
+    alone_s = estimate(alone, cluster).latency_s
+    print(
+        f"{name}: over {counted(len(at_work(plan)), 'device')}, {seconds(found.latency_s)} a "
+        f"{'picture' if batch == 1 else 'batch'}; {cluster.devices[ROOT].host} alone takes {seconds(alone_s)}."
+    )
+    print(f"Estimated from {arguments.cluster}, not measured.")
+    print()
+    print(plan)
+    print()
+    _tell_next(arguments, cluster, "this plan")
+    return 0
+
+
+def _tell_next(arguments: argparse.Namespace, cluster: Cluster, what: str) -> None:
+    """Say how the plan is run, or saved."""
     if arguments.save:
         words = f"mpirun --hostfile FILE -n {len(cluster.devices)} mpiconv run --model {arguments.model}"
         print(f"{words} --plan {arguments.save} --check    # runs it; FILE lists the hosts in the order of the devices")
     else:
-        print("--save FILE.json writes the first as a plan, for mpiconv run --plan FILE.json")
-    return 0
+        print(f"--save FILE.json writes {what}, for mpiconv run --plan FILE.json")
 
 
 def sentence(found: Sequence[Candidate], cluster: Cluster) -> str:

@@ -12,6 +12,7 @@ from mpiconv.partition.making import make_plan
 from mpiconv.partition.plan import Plan, at_work
 from mpiconv.partition.schedule import schedule, worth_overlapping
 from mpiconv.partition.schemes import NO_SPLIT, ROOT, SCHEMES
+from mpiconv.planner.baselines import BASELINES
 from mpiconv.planner.cluster import Cluster
 from mpiconv.planner.search import Search
 from mpiconv.planner.simulation import Timeline, simulate
@@ -67,6 +68,7 @@ def candidates(graph: Graph, cluster: Cluster, batch: int = 1) -> list[Candidate
         *undivided(graph, cluster, batch),
         *named(graph, cluster, batch),
         *searched(graph, cluster, batch),
+        *published(graph, cluster, batch),
     ):
         made = (tuple(plan.graph.unit_names), plan.boxes)
         candidate = Candidate(name, plan, estimate(plan, cluster))
@@ -93,6 +95,12 @@ def searched(graph: Graph, cluster: Cluster, batch: int = 1) -> Iterator[tuple[s
             if plan is not None:
                 schemes = [name for name in dict.fromkeys(plan.schemes) if name in SCHEMES]
                 yield f"unit by unit: {', '.join(schemes)}", plan
+
+
+def published(graph: Graph, cluster: Cluster, batch: int = 1) -> Iterator[tuple[str, Plan]]:
+    """The baselines from the literature, where there are several devices to split over."""
+    if len(cluster.devices) > 1:
+        yield from ((name, baseline(graph, cluster, batch)) for name, baseline in BASELINES.items())
 
 
 def estimate(plan: Plan, cluster: Cluster) -> Timeline:

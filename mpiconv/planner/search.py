@@ -19,7 +19,7 @@ from mpiconv.partition.receptive import box_flops, unit_needs
 from mpiconv.partition.schemes import ROOT, Boxes
 from mpiconv.planner.cluster import Cluster
 from mpiconv.planner.speed import unit_seconds
-from mpiconv.planner.ways import blocks, fused_before, ways
+from mpiconv.planner.ways import Way, blocks, fused_before, ways
 
 MOST_FUSED = 8
 """Blocks in a row that are fused at most."""
@@ -50,11 +50,14 @@ class Best:
 
 
 class Search:
-    """All stages of a network on a cluster with what they cost; ``plan`` finds the quickest chain of them."""
+    """All stages of a network on a cluster with what they cost; ``plan`` finds the quickest chain of them.
 
-    def __init__(self, graph: Graph, cluster: Cluster, batch: int = 1) -> None:
+    ``among`` are the ways to choose between, by default all.
+    """
+
+    def __init__(self, graph: Graph, cluster: Cluster, batch: int = 1, among: Sequence[Way] | None = None) -> None:
         self.graph, self.cluster, self.batch = graph, cluster, batch
-        self.ways, self.blocks = ways(graph, cluster), blocks(graph)
+        self.ways, self.blocks = ways(graph, cluster) if among is None else list(among), blocks(graph)
         self._links = Rates(cluster, batch)
         self._computed: dict[tuple[int, int, Box], float] = {}
         self._needed: dict[tuple[int, Box], tuple[Box, ...]] = {}
