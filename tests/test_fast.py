@@ -232,7 +232,10 @@ def test_norm_and_activation_are_fused_without_a_trace(compute, packed):
 
 
 PLANS = [
-    (scheme, ranks, model) for scheme in ("kpm", "wpm", "grid", "fused") for ranks in (2, 3, 5) for model in (0, 1)
+    (scheme, ranks, model)
+    for scheme in ("kpm", "wpm", "grid", "fused", "columns", "tiles")
+    for ranks in (2, 3, 5)
+    for model in (0, 1)
 ]
 
 
@@ -259,6 +262,9 @@ def test_pieces_where_they_help():
     bands = make_plan(model, (1, 3, 40, 40), "wpm", 2)
     cut = pieces(bands.graph.body[0], bands.exchanges[0])
     assert [str(piece[0].rows) for piece in cut] == ["0:0", "19:20", "0:19"], "the row that rank 1 needs comes first"
+    bands = make_plan(model, (1, 3, 40, 40), "columns", 2)
+    cut = pieces(bands.graph.body[0], bands.exchanges[0])
+    assert [str(piece[0].columns) for piece in cut] == ["0:0", "19:20", "0:19"]
     few = make_plan(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)), (1, 3, 9, 9), "kpm", 2)
     assert len(pieces(few.graph.body[0], few.exchanges[0])) == 1
 

@@ -93,6 +93,8 @@ def test_every_scheme_gives_what_the_unsplit_model_gives(scheme, net):
         ("wpm", ["wpm"] * 2 + ["kpm"] * 3),
         ("fused", ["fused"] * 2 + ["kpm"] * 3),
         ("grid", ["grid"] * 2 + ["kpm"] * 3),
+        ("columns", ["columns"] * 2 + ["kpm"] * 3),
+        ("tiles", ["tiles"] * 2 + ["kpm"] * 3),
         ("single", ["single"] * 5),
         ("replicated", ["replicated"] * 5),
     ],

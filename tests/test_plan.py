@@ -60,6 +60,8 @@ def test_kpm_moves_what_the_formulas_say(ranks, gather, maps, last):
         ("replicated", "bcast", "none", "none"),
         ("fused", "scatterv", "none", "gatherv"),
         ("grid", "scatterv", "p2p", "gatherv"),
+        ("columns", "scatterv", "sendrecv", "gatherv"),
+        ("tiles", "scatterv", "p2p", "gatherv"),
     ],
 )
 def test_patterns_follow_from_the_boxes(scheme, first, between, last):
@@ -67,6 +69,38 @@ def test_patterns_follow_from_the_boxes(scheme, first, between, last):
     assert plan.pattern(0) == first
     assert {plan.pattern(u) for u in range(1, 5)} == {between}
     assert plan.pattern(5) == last
+
+
+def test_columns_are_the_rows_of_the_network_turned():
+    """Bands thinner than the halo, an idle rank, more ranks than columns, stride 4 and even kernels among them."""
+    picture = (3, 43, 29)
+    upright = nn.Sequential(
+        nn.Conv2d(3, 4, (11, 5), (4, 3), (2, 1)), nn.MaxPool2d((3, 2), (2, 1)), nn.Conv2d(4, 4, (4, 7), padding=(2, 3))
+    )
+    turned = nn.Sequential(
+        nn.Conv2d(3, 4, (5, 11), (3, 4), (1, 2)), nn.MaxPool2d((2, 3), (1, 2)), nn.Conv2d(4, 4, (7, 4), padding=(3, 2))
+    )
+    for shares in ([1, 1], [3, 0, 1, 2], [1] * 6, [0.1, 5, 0.1]):
+        rows = make_plan(upright, (2, *picture), "wpm", len(shares), shares)
+        columns = make_plan(turned, (2, 3, 29, 43), "columns", len(shares), shares)
+        assert columns.boxes == tuple(tuple(Box(b.channels, b.columns, b.rows) for b in row) for row in rows.boxes)
+        for u in range(len(rows.graph.units)):
+            assert columns.pattern(u) == rows.pattern(u)
+            for r in range(len(shares)):
+                assert columns.bytes_received(u, r) == rows.bytes_received(u, r)
+                assert columns.flops(u, r) == rows.flops(u, r)
+
+
+def test_tiles_are_as_square_as_the_number_of_ranks_allows():
+    net = nn.Sequential(nn.Conv2d(1, 1, 1))
+    found = {}
+    for shares in ([1] * 4, [1] * 6, [3, 1, 0, 0], [1] * 5):
+        (boxes,) = make_plan(net, (1, 1, 12, 8), "tiles", len(shares), shares).boxes
+        found[tuple(shares)] = [f"{box.rows} {box.columns}" for box in boxes]
+    assert found[1, 1, 1, 1] == ["0:6 0:4", "0:6 4:8", "6:12 0:4", "6:12 4:8"]
+    assert found[(1,) * 6] == [f"{rows} {columns}" for rows in ("0:4", "4:8", "8:12") for columns in ("0:4", "4:8")]
+    assert found[3, 1, 0, 0] == ["0:12 0:6", "0:12 6:8", "0:0 0:0", "0:0 0:0"]
+    assert {tile.split()[1] for tile in found[(1,) * 5]} == {"0:8"}, "five ranks have bands of rows"
 
 
 def test_an_idle_rank_is_in_no_exchange():

@@ -25,6 +25,7 @@ from mpiconv.planner.estimating import estimate
 from mpiconv.planner.proposals import level_shares, levelled, searched
 from mpiconv.planner.rates import Rates
 from mpiconv.planner.search import Search
+from mpiconv.planner.speed import unit_seconds
 from mpiconv.planner.stages import Stage
 from mpiconv.planner.ways import blocks, fused_before, teams
 from tests.random_nets import nets
@@ -242,3 +243,16 @@ def test_plans_have_different_names():
     graph = trace(nn.Sequential(*[nn.Conv2d(8, 8, 3, padding=1) for _ in range(4)]).eval(), (8, 64, 64)).layers
     names = [each.name for each in candidates(graph, cluster(1.0, 1.0, 1.0, rate=1e6))]
     assert len(names) == len(set(names))
+
+
+def test_what_is_fused_is_charged_for_computing_alone():
+    """Two devices compute the rows at the border twice, and send each other none of them."""
+    net = nn.Sequential(*[nn.Conv2d(4, 4, 3, padding=1) for _ in range(3)]).eval()
+    search = Search(trace(net, (4, 12, 12)).grouped("pool", "split"), cluster(1.0, 1.0))
+    fused = [stage for each in search._stages for stage in each if "fused" in stage.names]
+    assert fused
+    device = search.cluster.devices[0]
+    for stage in fused:
+        units = zip((search.graph.units[unit] for unit in stage.units), stage.boxes, strict=True)
+        computing = sum(max(unit_seconds(device, unit, box) for box in boxes_in(row)) for unit, row in units)
+        assert stage.seconds == pytest.approx(computing)

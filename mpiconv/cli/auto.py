@@ -1,4 +1,4 @@
-"""``--scheme auto``: what the ranks are, which plans are worth a trial on them, and what came of it."""
+"""``--scheme auto`` and the baselines: what the ranks are, which plans are worth a trial on them, what came of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from mpiconv.errors import UsageError
 from mpiconv.graph.trace import trace
 from mpiconv.job.control import bcast_json, on_root
 from mpiconv.job.team import Team
-from mpiconv.partition.plan import at_work
+from mpiconv.partition.plan import Plan, at_work
+from mpiconv.planner.baselines import BASELINES
 from mpiconv.planner.candidates import Candidate, candidates
 from mpiconv.planner.cluster import Cluster
 from mpiconv.probe.probing import probe
@@ -40,6 +41,11 @@ def wants_auto(arguments: argparse.Namespace, ranks: int) -> bool:
     return bool(arguments.scheme == AUTO or (arguments.scheme is None and ranks > 1 and not said))
 
 
+def wants_baseline(arguments: argparse.Namespace) -> bool:
+    """Whether the split is to be one as published, which is for the devices and links at hand."""
+    return arguments.scheme in BASELINES and not arguments.plan
+
+
 def find_cluster(arguments: argparse.Namespace, team: Team, pace: float) -> Cluster | None:
     """The devices and links of this job: from the file, or measured in a few seconds. Collective.
 
@@ -49,6 +55,7 @@ def find_cluster(arguments: argparse.Namespace, team: Team, pace: float) -> Clus
     chosen = wants_auto(arguments, team.size)
     if chosen:
         arguments.scheme = AUTO
+    chosen = chosen or wants_baseline(arguments)
     on_root(team, lambda: _check(arguments) if chosen else _check_named(arguments))
     if not arguments.cluster:
         if not chosen:
@@ -69,10 +76,13 @@ def find_cluster(arguments: argparse.Namespace, team: Team, pace: float) -> Clus
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Raise UsageError for an option that says what the planner is to choose."""
+    """Raise UsageError for an option that says what the planner or a baseline is to choose."""
+    scheme = arguments.scheme
     for name in CHOSEN_BY_PLANNER:
         if getattr(arguments, name) is not None:
-            raise UsageError(f"--scheme {AUTO} chooses the {name} by itself: leave --{name} out, or name a scheme")
+            raise UsageError(f"--scheme {scheme} chooses the {name} by itself: leave --{name} out, or name a scheme")
+    if scheme != AUTO and arguments.plan_by:
+        raise UsageError(f"--plan-by is for --scheme {AUTO}: leave it out, --scheme {scheme} has one plan")
 
 
 def _check_named(arguments: argparse.Namespace) -> None:
@@ -95,6 +105,12 @@ def plans_to_try(
     found = candidates(layers, cluster, batch, memory_limits=asked, in_flight=arguments.in_flight, tell=tell)
     by = arguments.plan_by or ("measure" if repeats >= ENOUGH_REPEATS else "estimate")
     return shortlist(found) if by == "measure" else found[:1]
+
+
+def as_published(name: str, model: nn.Module, shape: Sequence[int], cluster: Cluster) -> Plan:
+    """The plan of a baseline for pictures (N, C, H, W) on these devices and links."""
+    batch, *picture = shape
+    return BASELINES[name](trace(model, picture, batch=batch).layers, cluster, batch)
 
 
 def verdict(tried: Sequence[Trial], batch: int) -> str:

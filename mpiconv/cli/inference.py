@@ -235,7 +235,7 @@ def _attributes(
         "name": arguments.name or "",
         "model": job.info.name,
         "weights": job.info.trained or f"random, seed {arguments.seed}",
-        "scheme": plan.scheme,
+        "scheme": job.scheme,
         "shares": list(plan.shares),
         "gather": plan.gather,
         "head": plan.head,
@@ -266,7 +266,7 @@ def _report(job: Job, record: Record, predictions: list[Any], check: Any, result
     """The object that --json prints."""
     return {
         "model": job.info.name,
-        "scheme": job.plan.scheme,
+        "scheme": job.scheme,
         "ranks": job.plan.ranks,
         "batch": job.plan.batch,
         "input_shape": list(job.plan.input_shape),

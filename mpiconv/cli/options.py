@@ -25,6 +25,15 @@ SPLIT = {"scheme": "kpm", "gather": "pool", "head": "root", "batch": 1}
 AUTO = "auto"
 """In place of a scheme's name: the planner chooses, for the devices and links that are there."""
 
+BASELINES = {
+    "modnn": "bands by speed",
+    "coedge": "bands by speed and links",
+    "deepthings": "first layers as fused tiles, the rest on rank 0",
+    "aofl": "groups of fused layers in equal bands",
+    "flexpie": "rows, columns, tiles or kernels by layer, equal parts",
+}
+"""What each scheme that ``planner.baselines`` knows by name does; said here so that --help need not import it."""
+
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """What is computed: model, weights, classes, input size, batch, seed."""
@@ -81,8 +90,9 @@ def add_split_options(parser: argparse.ArgumentParser, *, usual: str) -> None:
     group = parser.add_argument_group("split")
     group.add_argument(
         "--scheme",
-        help="single, kpm (kernels), wpm (rows), grid, fused, replicated, or auto: what is fastest on these devices "
-        f"(default: {usual})",
+        help="single, kpm (kernels), wpm (rows), columns, tiles (rows x columns), grid (rows x kernels), fused, "
+        "replicated; auto: what is fastest on these devices; or a baseline from the literature, planned for these "
+        f"devices: {', '.join(f'{name} ({what})' for name, what in BASELINES.items())} (default: {usual})",
     )
     group.add_argument(
         "--shares", type=shares, metavar="A,B,...", help="one number per rank on any scale, 0 for none (default: equal)"

@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cluster",
         metavar="FILE.toml",
         help="choose a plan for the devices and links that mpiconv probe measured: says first what to do and what it "
-        "gains, then the alternatives; all of it estimated, no device needed (hostfiles/clusters/ has nominal ones)",
+        "gains, then the alternatives; or make the plan of a baseline; all of it estimated, no device needed "
+        "(hostfiles/clusters/ has nominal ones)",
     )
     parser.add_argument(
         "--root", metavar="HOST", help="with --cluster: the device that has the pictures, as if it came first in FILE"
@@ -50,10 +51,12 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("root", "explain", "html"):
         if getattr(arguments, name):
             raise UsageError(f"--{name} is about a cluster: give --cluster FILE.toml too")
-    if arguments.scheme == AUTO and not arguments.plan:
+    from mpiconv.planner.baselines import BASELINES
+
+    if arguments.scheme in (AUTO, *BASELINES) and not arguments.plan:
         raise UsageError(
-            f"--scheme {AUTO} chooses for the devices and links at hand: give them as --cluster FILE.toml, as mpiconv "
-            "probe --out FILE.toml writes them"
+            f"--scheme {arguments.scheme} chooses for the devices and links at hand: give them as --cluster FILE.toml, "
+            "as mpiconv probe --out FILE.toml writes them"
         )
     from mpiconv.cli.setup import build_model, plan_for, saved_plan
     from mpiconv.text import to_json

@@ -18,11 +18,14 @@ from mpiconv.errors import UsageError
 from mpiconv.graph.form import Graph
 from mpiconv.graph.trace import trace
 from mpiconv.partition.plan import at_work
+from mpiconv.partition.schemes import check_scheme
 from mpiconv.planner.advice import BreakEven, alternatives, break_even, helps, lower_bound_s, rate_now
+from mpiconv.planner.baselines import BASELINES
 from mpiconv.planner.candidates import Candidate, candidates
 from mpiconv.planner.cluster import Cluster
 from mpiconv.planner.energy import joules
-from mpiconv.planner.proposals import names_of
+from mpiconv.planner.estimating import estimate
+from mpiconv.planner.proposals import names_of, undivided
 from mpiconv.text import to_json
 from mpiconv.words import counted, did_you_mean, seconds
 
@@ -81,9 +84,9 @@ class Answer:
 
 def choose(arguments: argparse.Namespace) -> int:
     """Print what to do and the alternatives, all of it estimated; save the best plan if that is asked for."""
-    for name in NOT_ASKED:
-        if getattr(arguments, name) not in (None, AUTO):
-            raise UsageError(f"--cluster chooses a plan by itself: leave --{name} out, or leave --cluster out")
+    _check(arguments)
+    if arguments.scheme in BASELINES:
+        return _show_baseline(arguments)
     answer = find(arguments)
     if arguments.save:
         answer.best.plan.save(arguments.save)
@@ -100,16 +103,56 @@ def choose(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def find(arguments: argparse.Namespace) -> Answer:
-    """Look for plans for the network and the cluster that the options name."""
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for an option that says what is chosen for the cluster."""
+    if arguments.scheme is not None:
+        check_scheme(arguments.scheme, (*BASELINES, AUTO))
+    for name in NOT_ASKED:
+        if getattr(arguments, name) not in (None, AUTO, *BASELINES):
+            raise UsageError(f"--cluster chooses a plan by itself: leave --{name} out, or leave --cluster out")
+
+
+def _show_baseline(arguments: argparse.Namespace) -> int:
+    """Print what a baseline takes and its plan, estimated; save the plan if that is asked for."""
+    name = arguments.scheme
+    for option in ("explain", "html"):
+        if getattr(arguments, option):
+            raise UsageError(f"--{option} is about the best plan: leave it out, or leave out --scheme {name}")
+    graph, cluster, batch = _asked(arguments)
+    plan = BASELINES[name](graph, cluster, batch)
+    takes = estimate(plan, cluster).latency_s
+    if arguments.save:
+        plan.save(arguments.save)
+    if arguments.json:
+        found = {"estimated": True, "cluster": str(arguments.cluster), "scheme": name, "latency_s": takes}
+        print(to_json({**found, "plan": plan.to_dict()}))
+        return 0
+    _, alone = next(undivided(graph, cluster, batch))
+    print(
+        f"{name}: over {counted(len(at_work(plan)), 'device')}, {seconds(takes)} a "
+        f"{'picture' if batch == 1 else 'batch'}; {names_of(cluster)[0]} alone takes "
+        f"{seconds(estimate(alone, cluster).latency_s)}."
+    )
+    print(f"Estimated from {arguments.cluster}, not measured.\n\n{plan}\n")
+    print("\n".join(_next(arguments, cluster, "it")))
+    return 0
+
+
+def _asked(arguments: argparse.Namespace) -> tuple[Graph, Cluster, int]:
+    """The network, the cluster with the device first that has the pictures, and their number."""
     cluster = Cluster.load(arguments.cluster)
     if arguments.root:
         cluster = cluster.rooted_at(_device(cluster, arguments.root, arguments.cluster))
     model, info = build_outline(arguments)
     batch = arguments.batch or 1
-    graph = trace(model, info.input_shape, batch=batch).layers
-    asked = asked_limits(arguments, len(cluster.devices))
-    found = candidates(graph, cluster, batch, memory_limits=asked, tell=note)
+    return trace(model, info.input_shape, batch=batch).layers, cluster, batch
+
+
+def find(arguments: argparse.Namespace) -> Answer:
+    """Look for plans for the network and the cluster that the options name."""
+    graph, cluster, batch = _asked(arguments)
+    limits = asked_limits(arguments, len(cluster.devices))
+    found = candidates(graph, cluster, batch, memory_limits=limits, tell=note)
     return Answer(arguments.cluster, graph, cluster, found, batch)
 
 
@@ -157,16 +200,16 @@ def _device(cluster: Cluster, host: str, path: str) -> int:
 
 def _text(answer: Answer, arguments: argparse.Namespace) -> list[str]:
     lines = [sentence(answer), f"Estimated from {answer.path}, not measured.", "", *table(answer), *NOTES, ""]
-    lines += [*advice(answer), ""]
-    if arguments.save:
-        words = f"mpirun --hostfile FILE -n {len(answer.cluster.devices)} mpiconv run --model {arguments.model}"
-        hosts = ", ".join(dict.fromkeys(device.host for device in answer.cluster.devices))
-        return [
-            *lines,
-            f"{words} --plan {arguments.save} --check",
-            f"    runs it; FILE lists the hosts in this order: {hosts}",
-        ]
-    return [*lines, "--save FILE.json writes the first as a plan, for mpiconv run --plan FILE.json"]
+    return [*lines, *advice(answer), "", *_next(arguments, answer.cluster, "the first")]
+
+
+def _next(arguments: argparse.Namespace, cluster: Cluster, what: str) -> list[str]:
+    """How the plan is run, or saved."""
+    if not arguments.save:
+        return [f"--save FILE.json writes {what} as a plan, for mpiconv run --plan FILE.json"]
+    words = f"mpirun --hostfile FILE -n {len(cluster.devices)} mpiconv run --model {arguments.model}"
+    hosts = ", ".join(dict.fromkeys(device.host for device in cluster.devices))
+    return [f"{words} --plan {arguments.save} --check", f"    runs it; hosts in FILE, in this order: {hosts}"]
 
 
 def sentence(answer: Answer) -> str:

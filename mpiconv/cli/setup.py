@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mpiconv.cli.auto import plans_to_try
+from mpiconv.cli.auto import as_published, plans_to_try, wants_baseline
 from mpiconv.cli.memory_limit import check_plan
 from mpiconv.cli.options import AUTO, SPLIT, shares_for
 from mpiconv.data.datasets import HELD_OUT, LabelledPictures, is_labelled, open_data
@@ -23,7 +23,8 @@ from mpiconv.measure.energy import EnergyProfile, load_profile
 from mpiconv.models import Info, info_of, load_model, outline
 from mpiconv.partition import Plan, make_plan
 from mpiconv.partition.box import normalised
-from mpiconv.partition.schemes import ROOT_ALONE
+from mpiconv.partition.schemes import ROOT_ALONE, check_scheme
+from mpiconv.planner.baselines import BASELINES
 from mpiconv.planner.candidates import Candidate
 from mpiconv.planner.cluster import Cluster
 from mpiconv.planner.estimating import estimate
@@ -37,7 +38,11 @@ REPEATS = 100
 
 @dataclass(frozen=True)
 class Job:
-    """What rank 0 knows of a run; ``trials`` are the plans to try on the ``cluster``, where none was asked for."""
+    """What rank 0 knows of a run.
+
+    ``trials`` are the plans to try on the ``cluster``, where none was asked for; ``baseline`` is the name of the
+    baseline that made the plan, if one did.
+    """
 
     model: nn.Module
     info: Info
@@ -46,6 +51,12 @@ class Job:
     profile: EnergyProfile
     cluster: Cluster | None = None
     trials: tuple[Candidate, ...] = ()
+    baseline: str = ""
+
+    @property
+    def scheme(self) -> str:
+        """The baseline's name, else the plan's scheme."""
+        return self.baseline or self.plan.scheme
 
     @cached_property
     def predicted(self) -> Timeline | None:
@@ -122,7 +133,11 @@ def prepare(arguments: argparse.Namespace, ranks: int, cluster: Cluster | None =
         pictures = RandomPictures((arguments.repeats or REPEATS) * batch, arguments.seed, info)
     shape = (batch, *info.input_shape)
     trials: tuple[Candidate, ...] = ()
-    if cluster is not None and arguments.scheme == AUTO:
+    baseline = arguments.scheme if wants_baseline(arguments) else ""
+    if cluster is not None and baseline:
+        plan = as_published(baseline, model, shape, cluster)
+        check_plan(arguments, plan)
+    elif cluster is not None and arguments.scheme == AUTO:
         repeats = repeats_of(arguments, pictures)
         trials = tuple(plans_to_try(arguments, model, shape, cluster, repeats))
         plan = trials[0].plan
@@ -131,7 +146,7 @@ def prepare(arguments: argparse.Namespace, ranks: int, cluster: Cluster | None =
         check_plan(arguments, plan)
     if isinstance(pictures, LabelledPictures):
         _check_outputs(model, info, arguments.data)
-    return Job(model, info, pictures, plan, profile, cluster, trials)
+    return Job(model, info, pictures, plan, profile, cluster, trials, baseline)
 
 
 def repeats_of(arguments: argparse.Namespace, pictures: Pictures) -> int:
@@ -198,7 +213,11 @@ def _compare_with_plan(arguments: argparse.Namespace, plan: Plan, ranks: int) ->
 
 
 def plan_for(arguments: argparse.Namespace, model: nn.Module, shape: tuple[int, ...], ranks: int) -> Plan:
-    """The plan that the options ask for, for pictures of the shape (N, C, H, W)."""
+    """The plan that the options ask for, for pictures of the shape (N, C, H, W).
+
+    Raises UsageError for a scheme that does not exist.
+    """
+    check_scheme(arguments.scheme, (*BASELINES, AUTO))
     shares = shares_for(arguments, ranks)
     return make_plan(model, shape, arguments.scheme, ranks, shares, arguments.gather, arguments.head)
 

@@ -15,6 +15,7 @@ from mpiconv.measure.energy import load_profile
 from mpiconv.models.registry import check_name
 from mpiconv.partition.box import normalised
 from mpiconv.partition.schemes import check_scheme
+from mpiconv.planner.baselines import BASELINES
 from mpiconv.study.sweep import Point
 
 
@@ -49,8 +50,8 @@ def check_points(path: str, points: Iterable[Point]) -> None:
 def _check(arguments: argparse.Namespace, ranks: int) -> None:
     """Raise MpiconvError for a value that does not fit: a wrong name, as many numbers as no ranks, a missing file."""
     check_name(arguments.model)
-    if arguments.scheme not in (None, AUTO):
-        check_scheme(arguments.scheme)
+    if arguments.scheme is not None:
+        check_scheme(arguments.scheme, (*BASELINES, AUTO))
     load_profile(arguments.energy)
     pace_of(arguments, 0, ranks)
     shares = shares_for(arguments, ranks)

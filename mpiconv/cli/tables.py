@@ -51,7 +51,7 @@ def summary(
     lines = _answers(job, predictions)
     threads = sorted({int(n) for n in record.threads})
     lines.append(
-        f"{job.info.name}, input {'x'.join(map(str, plan.input_shape))}, {plan.scheme} over "
+        f"{job.info.name}, input {'x'.join(map(str, plan.input_shape))}, {job.scheme} over "
         f"{counted(plan.ranks, 'rank')} on {counted(len(set(record.hostnames)), 'host')}, "
         f"{'-'.join(map(str, threads))} thread{'' if threads == [1] else 's'} a rank, "
         f"gather {plan.gather}, head {plan.head}"

@@ -42,7 +42,7 @@ class Exchange:
         """The MPI pattern that fits the need.
 
         ``none``, ``allgatherv`` (everyone needs all), ``bcast`` and ``scatterv`` (from one), ``gatherv`` (to one),
-        ``sendrecv`` (rows, with the neighbours) or ``p2p`` (anything else).
+        ``sendrecv`` (rows, or columns, with the neighbours) or ``p2p`` (anything else).
         """
         if not self.transfers:
             return "none"
@@ -57,17 +57,22 @@ class Exchange:
             return "bcast" if all(boxes == pieces[0] for boxes in pieces) else "scatterv"
         if len(targets) == 1:
             return "gatherv"
-        return "sendrecv" if all(self._is_halo(t) for t in self.transfers) else "p2p"
+        return "sendrecv" if self.halo_axis else "p2p"
+
+    @cached_property
+    def halo_axis(self) -> int:
+        """Along which axis of a box the halos lie: 1 if all pieces are whole rows, 2 if whole columns, else 0."""
+        return next((axis for axis in (1, 2) if all(self._is_halo(t, axis) for t in self.transfers)), 0)
 
     def part(self, owned: Sequence[Box]) -> Exchange:
         """The part of this exchange that can be sent once each rank has computed the part ``owned`` of its box."""
         cut = (Transfer(t.source, t.target, t.box & owned[t.source]) for t in self.transfers)
         return Exchange(tuple(owned), self.needed, tuple(t for t in cut if t.box), self.pattern)
 
-    def _is_halo(self, transfer: Transfer) -> bool:
-        """Whether the piece is whole rows of what its target needs."""
-        need = self.needed[transfer.target]
-        return transfer.box.channels == need.channels and transfer.box.columns == need.columns
+    def _is_halo(self, transfer: Transfer, axis: int) -> bool:
+        """Whether the piece is whole rows (axis 1) or columns (2) of what its target needs."""
+        pairs = zip(transfer.box.spans, self.needed[transfer.target].spans, strict=True)
+        return all(piece == need for other, (piece, need) in enumerate(pairs) if other != axis)
 
     def _everyone_needs_all(self) -> bool:
         """Whether every member needs exactly what all of them made, and no two made the same."""

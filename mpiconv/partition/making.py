@@ -36,7 +36,7 @@ def make_plan(
     input_shape
         (N, C, H, W) of the pictures.
     scheme
-        ``single``, ``kpm``, ``wpm``, ``grid``, ``fused`` or ``replicated``.
+        ``single``, ``kpm``, ``wpm``, ``columns``, ``tiles``, ``grid``, ``fused`` or ``replicated``.
     ranks
         Number of ranks.
     shares

@@ -8,7 +8,8 @@ from mpiconv.partition.exchange import Exchange
 
 GROUPS = 2
 LEAST_KERNELS = 16
-LEAST_ROWS = 2
+LEAST_INNER = 2
+"""A band is cut if its inner rows (or columns) are at least this many times as many as its edges."""
 
 Pieces = tuple[tuple[Box, ...], ...]
 """``pieces[g][r]``: what rank r computes as its g-th; together they are its box, without overlap."""
@@ -18,8 +19,8 @@ def pieces(unit: Unit, spread: Exchange) -> Pieces:
     """The pieces in which the map of ``unit`` is computed and sent, one if cutting it cannot help.
 
     Kernels that all ranks need go in groups, each sent while the next is computed. Of bands of rows the edges that the
-    neighbours need come first and travel while the inner rows are computed; a band that is little more than its edges
-    is not cut.
+    neighbours need come first and travel while the inner rows are computed, and so of bands of columns; a band that is
+    little more than its edges is not cut.
     """
     if spread.pattern == "allgatherv" and unit.out_shape[0] > 1:
         kernels = [box.channels for box in spread.owned]
@@ -46,13 +47,14 @@ def _groups(span: Span) -> list[Span]:
 
 
 def _band(spread: Exchange, rank: int) -> tuple[Box, Box, Box]:
-    """Upper edge, lower edge and the rest of a rank's band; all of it as the first where it is thin."""
-    own = spread.owned[rank]
-    above = hull(t.box for t in spread.transfers if t.source == rank and t.target < rank).rows
-    below = hull(t.box for t in spread.transfers if t.source == rank and t.target > rank).rows
-    top, bottom = above.hi if above else own.rows.lo, below.lo if below else own.rows.hi
-    if bottom - top < LEAST_ROWS * max(len(own.rows) - (bottom - top), 1) or not (above or below):
+    """First edge, last edge and the rest of a rank's band; all of it as the first where it is thin."""
+    own, axis = spread.owned[rank], spread.halo_axis
+    before = hull(t.box for t in spread.transfers if t.source == rank and t.target < rank).spans[axis]
+    after = hull(t.box for t in spread.transfers if t.source == rank and t.target > rank).spans[axis]
+    band = own.spans[axis]
+    first, last = before.hi if before else band.lo, after.lo if after else band.hi
+    if last - first < LEAST_INNER * max(len(band) - (last - first), 1) or not (before or after):
         return own, Box(), Box()
-    cuts = Span(own.rows.lo, top), Span(bottom, own.rows.hi), Span(top, bottom)
-    upper, lower, inner = (Box(own.channels, rows, own.columns) for rows in cuts)
-    return upper, lower, inner
+    cuts = Span(band.lo, first), Span(last, band.hi), Span(first, last)
+    edge, other_edge, inner = (Box(*(cut if i == axis else span for i, span in enumerate(own.spans))) for cut in cuts)
+    return edge, other_edge, inner

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from mpiconv.errors import UsageError
 from mpiconv.graph.form import MOVERS, PICTURE, Graph, Unit
@@ -22,8 +22,8 @@ FEATURES = 16
 
 SCHEMES: dict[str, Scheme] = {}
 
-BY_ROWS = ("wpm", "fused", "grid")
-"""Schemes that cut rows. A fully connected layer's map has only one, so there they cut its features like kernels."""
+BY_ROWS = ("wpm", "columns", "tiles", "fused", "grid")
+"""Schemes that cut rows or columns. A fully connected layer's map has one of each, so there they cut its features."""
 
 NO_SPLIT = ("single", "replicated")
 """Schemes in which some rank computes everything."""
@@ -39,10 +39,11 @@ def scheme(function: Scheme) -> Scheme:
     return function
 
 
-def check_scheme(name: str) -> None:
-    """Raise UsageError for a scheme that does not exist."""
-    if name not in SCHEMES:
-        raise UsageError(f"unknown scheme {name!r}: choose from {', '.join(SCHEMES)}{did_you_mean(name, SCHEMES)}")
+def check_scheme(name: str, others: Iterable[str] = ()) -> None:
+    """Raise UsageError for a scheme that does not exist; ``others`` may stand in place of one where this is asked."""
+    known = [*SCHEMES, *others]
+    if name not in known:
+        raise UsageError(f"unknown scheme {name!r}: choose from {', '.join(known)}{did_you_mean(name, known)}")
 
 
 ROOT = 0
@@ -78,10 +79,10 @@ def alone_on(rank: int) -> str:
     return ROOT_ALONE if rank == ROOT else f"rank{rank}"
 
 
-def by_channels(unit: Unit, shares: Sequence[float], pieces: int = 0, within: Box | None = None) -> list[Box]:
-    """A slice of the unit's channels for every rank, cut at borders of ``pieces`` equal parts (0: anywhere).
+def by_channels(unit: Unit, shares: Sequence[float], within: Box | None = None, pieces: int = 0) -> list[Box]:
+    """A slice of the unit's channels for every rank, of all or of a box, cut at borders of ``pieces`` equal parts.
 
-    A fully connected layer's are always cut at multiples of ``FEATURES``.
+    ``pieces`` of 0: cut anywhere. A fully connected layer's are always cut at multiples of ``FEATURES``.
     """
     whole, count = within or Box.whole(unit.out_shape), unit.out_shape[0]
     width = FEATURES if unit.fully_connected else count // pieces if pieces else 1
@@ -123,6 +124,31 @@ def by_rows(unit: Unit, shares: Sequence[float]) -> list[Box]:
     return [Box(whole.channels, part, whole.columns) for part in split(unit.out_shape[1], shares)]
 
 
+def by_columns(unit: Unit, shares: Sequence[float], within: Box | None = None) -> list[Box]:
+    """A band of the unit's columns for every rank, of all rows or of those of a box."""
+    whole = within or Box.whole(unit.out_shape)
+    return [Box(whole.channels, whole.rows, part) for part in split(unit.out_shape[2], shares)]
+
+
+def in_teams(shares: Sequence[float]) -> list[list[float]]:
+    """The ranks' shares as a grid: teams of as many ranks each, as square as the number of ranks allows."""
+    across = max(d for d in range(1, math.isqrt(len(shares)) + 1) if len(shares) % d == 0)
+    return [list(shares[i : i + across]) for i in range(0, len(shares), across)]
+
+
+def by_tiles(
+    unit: Unit, shares: Sequence[float], cut: Callable[[Unit, Sequence[float], Box], list[Box]] = by_columns
+) -> list[Box]:
+    """A tile of the unit's map for every rank: each team has a band of the rows, which its ranks ``cut`` by columns."""
+    teams = in_teams(shares)
+    bands = by_rows(unit, [sum(team) for team in teams])
+    return [
+        box
+        for band, team in zip(bands, teams, strict=True)
+        for box in (cut(unit, team, band) if band else [band] * len(team))
+    ]
+
+
 @scheme
 def single(graph: Graph, shares: Sequence[float]) -> Boxes:
     """Rank 0 computes everything."""
@@ -132,13 +158,26 @@ def single(graph: Graph, shares: Sequence[float]) -> Boxes:
 @scheme
 def kpm(graph: Graph, shares: Sequence[float]) -> Boxes:
     """Kernel partition [KPM22]: each rank computes its slice of every unit's output channels."""
-    return [by_channels(unit, shares, pieces) for unit, pieces in zip(graph.body, lined_up(graph, shares), strict=True)]
+    pairs = zip(graph.body, lined_up(graph, shares), strict=True)
+    return [by_channels(unit, shares, pieces=pieces) for unit, pieces in pairs]
 
 
 @scheme
 def wpm(graph: Graph, shares: Sequence[float]) -> Boxes:
     """Workload partition [KPM22]: each rank computes its band of every unit's output rows."""
     return [by_rows(unit, shares) for unit in graph.body]
+
+
+@scheme
+def columns(graph: Graph, shares: Sequence[float]) -> Boxes:
+    """Each rank computes its band of every unit's output columns: ``wpm``, turned."""
+    return [by_columns(unit, shares) for unit in graph.body]
+
+
+@scheme
+def tiles(graph: Graph, shares: Sequence[float]) -> Boxes:
+    """The ranks form a grid: each computes a tile, a part of the columns of a band of the rows."""
+    return [by_tiles(unit, shares) for unit in graph.body]
 
 
 @scheme
@@ -150,16 +189,7 @@ def replicated(graph: Graph, shares: Sequence[float]) -> Boxes:
 @scheme
 def grid(graph: Graph, shares: Sequence[float]) -> Boxes:
     """The ranks form a grid: each computes a slice of the channels of a band of the rows."""
-    across = max(d for d in range(1, math.isqrt(len(shares)) + 1) if len(shares) % d == 0)
-    teams = [list(shares[i : i + across]) for i in range(0, len(shares), across)]
-    return [
-        [
-            box
-            for band, team in zip(by_rows(unit, [sum(team) for team in teams]), teams, strict=True)
-            for box in (by_channels(unit, team, within=band) if band else [band] * across)
-        ]
-        for unit in graph.body
-    ]
+    return [by_tiles(unit, shares, by_channels) for unit in graph.body]
 
 
 @scheme

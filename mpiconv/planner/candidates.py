@@ -15,7 +15,7 @@ from mpiconv.planner.cluster import Cluster
 from mpiconv.planner.estimating import scheduled, with_threads
 from mpiconv.planner.limits import Limits, limits_for
 from mpiconv.planner.memory import Memory, peak_bytes
-from mpiconv.planner.proposals import Proposals, levelled, lighter, named, names_of, searched, undivided
+from mpiconv.planner.proposals import Proposals, levelled, lighter, named, names_of, published, searched, undivided
 from mpiconv.planner.simulation import Timeline, simulate
 
 
@@ -132,7 +132,7 @@ def candidates(
             candidate = _candidate(name, plan, cluster, in_flight)
             (found if limits.broken(candidate.memory) is None else left_out).append(candidate)
 
-    for propose in (undivided, named, searched):
+    for propose in (undivided, named, searched, published):
         sort(propose(graph, cluster, batch))
     if splits := [each for each in found if each.divided]:
         sort(levelled(graph, cluster, batch, min(splits, key=lambda each: each.latency_s).plan))

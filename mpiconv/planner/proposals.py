@@ -13,6 +13,7 @@ from mpiconv.graph.grouping import grouped
 from mpiconv.partition.making import make_plan
 from mpiconv.partition.plan import FLOAT_BYTES, Plan
 from mpiconv.partition.schemes import NO_SPLIT, ROOT, SCHEMES
+from mpiconv.planner.baselines import BASELINES
 from mpiconv.planner.cluster import Cluster
 from mpiconv.planner.estimating import estimate, scheduled
 from mpiconv.planner.limits import Limits
@@ -96,6 +97,12 @@ def searched(graph: Graph, cluster: Cluster, batch: int = 1) -> Proposals:
             plan = search.plan({ROOT, *ranks}, weight=weight)
             if plan is not None:
                 yield _name(plan, cluster), plan
+
+
+def published(graph: Graph, cluster: Cluster, batch: int = 1) -> Proposals:
+    """The baselines from the literature, where there are several devices to split over."""
+    if len(cluster.devices) > 1:
+        yield from ((name, baseline(graph, cluster, batch)) for name, baseline in BASELINES.items())
 
 
 def levelled(graph: Graph, cluster: Cluster, batch: int, best: Plan) -> Proposals:
