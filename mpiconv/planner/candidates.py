@@ -95,8 +95,8 @@ def searched(graph: Graph, cluster: Cluster, batch: int = 1) -> Iterator[tuple[s
                 yield f"unit by unit: {', '.join(schemes)}", plan
 
 
-def estimate(plan: Plan, cluster: Cluster) -> Timeline:
-    """How a frame goes by a plan on a cluster, as ``distribute`` would run it there."""
+def estimate(plan: Plan, cluster: Cluster, *, multicast: bool = False) -> Timeline:
+    """How a frame goes by a plan on a cluster, as ``distribute`` runs it there; ``multicast`` as in ``simulate``."""
     hosts = [device.host for device in cluster.devices]
     slowest = max((1 / link.beta_bytes_per_s for link in cluster.links), default=0.0)
 
@@ -106,7 +106,7 @@ def estimate(plan: Plan, cluster: Cluster) -> Timeline:
     def overlap(spread: Exchange) -> bool:
         return medium(spread) == "messages" and worth_overlapping(plan, spread, slowest)
 
-    return simulate(schedule(plan, medium, overlap=overlap), cluster)
+    return simulate(schedule(plan, medium, overlap=overlap), cluster, multicast=multicast)
 
 
 def speed_shares(cluster: Cluster) -> list[float]:

@@ -158,6 +158,6 @@ def _multicast(part: Exchange, ready: np.ndarray, links: Links, batch: int) -> t
         payload = FLOAT_BYTES * batch * block.size
         ends = links.spread(block.source, block.targets, payload, float(ready[block.source]))
         arrived[block.targets] = np.maximum(arrived[block.targets], ends)
-        if payload > EAGER_BYTES:
+        if payload > EAGER_BYTES and part.pattern != "bcast":
             sent[block.source] = max(sent[block.source], ends.max())
     return arrived, sent
