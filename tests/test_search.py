@@ -15,10 +15,11 @@ from mpiconv.errors import ModelError
 from mpiconv.graph.form import PICTURE
 from mpiconv.graph.trace import trace
 from mpiconv.partition import Box, Span, make_plan
+from mpiconv.partition.bounds import bounds, box_of, sizes
 from mpiconv.partition.exchange import exchange
 from mpiconv.partition.receptive import unit_needs
 from mpiconv.planner import rates
-from mpiconv.planner.bounds import Costs, Needs, bounds, box_at, hulls, sizes
+from mpiconv.planner.bounds import Costs, Needs, hulls
 from mpiconv.planner.candidates import candidates
 from mpiconv.planner.cluster import Cluster
 from mpiconv.planner.estimating import estimate
@@ -38,7 +39,7 @@ RATES = st.sampled_from([1e4, 1e6, 1e8])
 
 
 def boxes_in(found: np.ndarray) -> list[Box]:
-    return [box_at(row) for row in found]
+    return [box_of(row) for row in found.tolist()]
 
 
 def moved_s(own: np.ndarray, need: np.ndarray, on: Cluster) -> float:

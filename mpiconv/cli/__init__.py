@@ -31,6 +31,7 @@ COMMANDS = {
     "doctor": "do the ranks agree: versions, hosts, threads, clocks, links (under mpirun)",
     "probe": "measure the devices and links of this job, write cluster.toml (under mpirun)",
     "train": "teach a model on CIFAR-10, a folder of pictures per class or the digits (also under mpirun)",
+    "simulate": "estimate a model on 1 to 384 devices at any link rate, by every scheme; no MPI, no device needed",
     "plan": "show or save who computes what for a model, a scheme and a number of ranks",
 }
 

@@ -61,9 +61,9 @@ def _add_planning(parser: argparse.ArgumentParser) -> None:
     planning.add_argument(
         "--cluster",
         metavar="FILE.toml",
-        help="plan for these devices and links, as mpiconv probe wrote them, also with a baseline as --scheme (default: a "
-        "quick probe at the start); "
-        "with a named scheme or --plan: predict for them, to compare with what is measured",
+        help="plan for these devices and links, as mpiconv probe wrote them, also with a baseline as --scheme "
+        "(default: a quick probe at the start); with a named scheme or --plan: predict for them, to compare with what "
+        "is measured",
     )
     planning.add_argument(
         "--plan-by",

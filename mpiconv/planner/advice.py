@@ -14,10 +14,11 @@ import numpy as np
 
 from mpiconv.graph.form import Graph
 from mpiconv.graph.grouping import grouped
+from mpiconv.partition.bounds import bounds
 from mpiconv.partition.box import Box
 from mpiconv.partition.plan import Plan
 from mpiconv.partition.schemes import ROOT
-from mpiconv.planner.bounds import Costs, Needs, bounds
+from mpiconv.planner.bounds import Costs, Needs
 from mpiconv.planner.candidates import Candidate
 from mpiconv.planner.cluster import Cluster, Link
 from mpiconv.planner.estimating import estimate, scheduled

@@ -1,4 +1,4 @@
-"""Many boxes at once: arrays of bounds, what units need for them and how long they take, each case worked out once.
+"""Many boxes at once: what units need for them and how long they take, each case worked out once.
 
 The arithmetic itself is ``partition.receptive``'s and ``planner.speed``'s; here it is only remembered. Pure.
 """
@@ -10,25 +10,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mpiconv.graph.form import Graph
+from mpiconv.partition.bounds import box_of
 from mpiconv.partition.box import Box, Span
 from mpiconv.partition.receptive import unit_needs
 from mpiconv.planner.cluster import Cluster, kinds_of
 from mpiconv.planner.speed import unit_seconds
-
-
-def bounds(boxes: Sequence[Box]) -> np.ndarray:
-    """(box, 6): where each box begins and ends in channels, rows and columns."""
-    return np.array([[edge for span in box.spans for edge in (span.lo, span.hi)] for box in boxes], np.int64)
-
-
-def box_at(row: np.ndarray) -> Box:
-    """The box with these six bounds."""
-    return Box(*(Span(int(row[axis]), int(row[axis + 1])) for axis in (0, 2, 4)))
-
-
-def sizes(found: np.ndarray) -> np.ndarray:
-    """Elements of the boxes with bounds (..., 6)."""
-    return np.asarray((found[..., 1::2] - found[..., 0::2]).prod(axis=-1))
 
 
 def hulls(found: Sequence[np.ndarray]) -> np.ndarray:
@@ -113,7 +99,7 @@ class Costs:
     def _seconds(self, unit: int, code: int, kind: int, row: np.ndarray) -> float:
         key = unit, code
         if key not in self._known:
-            box = box_at(row)
+            box = box_of(row.tolist())
             self._known[key] = unit_seconds(self._devices[kind], self._units[unit], box, self._batch) if box else 0.0
         return self._known[key]
 

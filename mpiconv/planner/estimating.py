@@ -14,9 +14,9 @@ MORE_THREADS = 0.9
 """What every thread more adds to the speed of one."""
 
 
-def estimate(plan: Plan, cluster: Cluster) -> Timeline:
-    """How a frame goes by a plan on a cluster, as ``distribute`` would run it there."""
-    return simulate(scheduled(plan, cluster), with_threads(plan, cluster))
+def estimate(plan: Plan, cluster: Cluster, *, multicast: bool = False) -> Timeline:
+    """How a frame goes by a plan on a cluster, as ``distribute`` runs it there; ``multicast`` as in ``simulate``."""
+    return simulate(scheduled(plan, cluster), with_threads(plan, cluster), multicast=multicast)
 
 
 def with_threads(plan: Plan, cluster: Cluster) -> Cluster:

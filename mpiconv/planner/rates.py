@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from mpiconv.partition.bounds import common, sizes
 from mpiconv.partition.plan import FLOAT_BYTES
 from mpiconv.partition.schemes import ROOT
-from mpiconv.planner.bounds import in_turn, sizes
+from mpiconv.planner.bounds import in_turn
 from mpiconv.planner.cluster import Cluster, kinds_of
 
 FEW = 24
@@ -48,7 +49,7 @@ class Rates:
         Of one rank's map that several need all of, each hands on what it has, as in a binomial tree.
         """
         seen = self._seen
-        out = _common(own[..., seen, None, :], need[..., None, :, :])
+        out = sizes(common(own[..., seen, None, :], need[..., None, :, :]))
         out[..., np.arange(len(seen)), seen] = 0
         taken = out * self._per_element_s[seen]
         sent = taken.sum(axis=-1)
@@ -60,7 +61,7 @@ class Rates:
         everyone = len(seen) == len(self._near)
         received, far = taken.sum(axis=-2), (taken * ~self._near[seen]).sum(axis=(-1, -2)) if self._shared else None
         if not everyone:
-            into = _common(own[..., :, None, :], need[..., None, seen, :])
+            into = sizes(common(own[..., :, None, :], need[..., None, seen, :]))
             into[..., seen, np.arange(len(seen))] = 0
             received = (into * self._per_element_s[:, seen]).sum(axis=-2)
             far = self._all(own, need) if self._shared else None
@@ -73,16 +74,7 @@ class Rates:
     def _all(self, own: np.ndarray, need: np.ndarray) -> np.ndarray:
         """S that all of a map takes on a shared medium, for each rank what it needs and has not."""
         each = self._per_element_s.sum(axis=0) / max(len(self._near) - 1, 1)
-        return np.asarray(((sizes(need) - _common(own, need)) * each).sum(axis=-1))
-
-
-def _common(own: np.ndarray, need: np.ndarray) -> np.ndarray:
-    """Elements in both of the boxes with bounds (..., 6), broadcast against each other."""
-    found = 1.0
-    for axis in (0, 2, 4):
-        lo = np.maximum(own[..., axis], need[..., axis])
-        found = found * np.clip(np.minimum(own[..., axis + 1], need[..., axis + 1]) - lo, 0, None)
-    return np.asarray(found)
+        return np.asarray(((sizes(need) - sizes(common(own, need))) * each).sum(axis=-1))
 
 
 def _some(cluster: Cluster) -> np.ndarray:

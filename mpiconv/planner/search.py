@@ -14,11 +14,12 @@ from functools import cached_property
 import numpy as np
 
 from mpiconv.graph.form import Graph
+from mpiconv.partition.bounds import bounds, box_of
 from mpiconv.partition.box import Box
 from mpiconv.partition.plan import FLOAT_BYTES, Plan
 from mpiconv.partition.receptive import box_flops, box_weights
 from mpiconv.partition.schemes import ROOT
-from mpiconv.planner.bounds import Costs, Needs, bounds, box_at
+from mpiconv.planner.bounds import Costs, Needs
 from mpiconv.planner.cluster import Cluster
 from mpiconv.planner.rates import Rates
 from mpiconv.planner.stages import MOST_FUSED, Stage, Stages
@@ -137,7 +138,7 @@ class Search:
     def _held(self, unit: int, row: np.ndarray) -> int:
         key = unit, int(row[0]), int(row[1])
         if key not in self._weight_bytes:
-            self._weight_bytes[key] = FLOAT_BYTES * box_weights(self.graph.units[unit], box_at(row))
+            self._weight_bytes[key] = FLOAT_BYTES * box_weights(self.graph.units[unit], box_of(row.tolist()))
         return self._weight_bytes[key]
 
     def _block_after(self, stage: Stage) -> int:
@@ -155,7 +156,7 @@ class Search:
         return seconds
 
     def _assembled(self, stages: Sequence[Stage]) -> Plan:
-        boxes = tuple(tuple(map(box_at, row)) for stage in stages for row in stage.boxes)
+        boxes = tuple(tuple(map(box_of, row.tolist())) for stage in stages for row in stage.boxes)
         names = tuple(name for stage in stages for name in stage.names)
         units = list(zip(self.graph.body, boxes, strict=True))
         work = [sum(box_flops(unit, row[rank]) for unit, row in units) for rank in range(len(self.cluster.devices))]

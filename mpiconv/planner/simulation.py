@@ -1,17 +1,20 @@
-"""A frame on a cluster, simulated: a clock for every rank, and links that carry one message at a time. Pure."""
+"""A frame on a cluster, simulated: a clock for every rank, and messages between them. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from heapq import heappush, heapreplace
 
 import numpy as np
 
-from mpiconv.partition.exchange import Exchange
+from mpiconv.partition.box import Box
+from mpiconv.partition.exchange import Block, Exchange
 from mpiconv.partition.plan import FLOAT_BYTES
 from mpiconv.partition.schedule import Schedule
 from mpiconv.partition.schemes import ROOT
 from mpiconv.planner.cluster import Cluster
+from mpiconv.planner.links import Links
 from mpiconv.planner.speed import unit_seconds
 
 EAGER_BYTES = 2**16
@@ -41,68 +44,64 @@ class Timeline:
         return np.asarray((self.stamps_s[..., 2] - self.stamps_s[..., 1]).sum(axis=1))
 
 
-class Links:
-    """The links of a cluster while messages are on them: each end carries one at a time, or a shared medium does.
-
-    Ranks whose devices have the same host name exchange maps through memory, which costs a copy.
-    """
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-        count = len(cluster.devices)
-        self._shared = cluster.medium == "shared"
-        self._out_free, self._in_free = np.zeros(count), np.zeros(count)
-        self._air_free = 0.0
-
-    def carry(self, source: int, target: int, payload_bytes: int, ready_s: float) -> float:
-        """Send a message that is ready at a time; when it has arrived."""
-        devices = self._cluster.devices
-        if devices[source].host == devices[target].host:
-            return ready_s + payload_bytes / devices[source].weight_bytes_per_s
-        link = self._cluster.link(source, target)
-        begin = max(ready_s, self._out_free[source], self._in_free[target], self._air_free if self._shared else 0.0)
-        busy_until = begin + payload_bytes / link.beta_bytes_per_s
-        self._out_free[source] = self._in_free[target] = busy_until
-        if self._shared:
-            self._air_free = busy_until
-        return float(busy_until + link.alpha_s)
-
-
-def simulate(schedule: Schedule, cluster: Cluster) -> Timeline:
+def simulate(schedule: Schedule, cluster: Cluster, *, multicast: bool = False) -> Timeline:
     """How a frame goes by a schedule on a cluster of as many devices as the plan has ranks.
 
     A rank begins a unit once it has what that needs: it waits for those who send to it, not for the slowest of all. A
     map in pieces is sent piece by piece while the rest is computed. A message takes the link's alpha and its bytes over
     the link's rate; at either end of a link one message follows the other, on a shared medium all do.
 
+    ``multicast``: what several ranks need alike is sent once and reaches all of them. This is simulated only: the
+    engine sends to one rank at a time.
+
     Raises ValueError for a cluster of another number of devices.
     """
     plan = schedule.plan
     if len(cluster.devices) != plan.ranks:
         raise ValueError(f"a plan for {plan.ranks} ranks on a cluster of {len(cluster.devices)} devices")
-    links, now = Links(cluster), np.zeros(plan.ranks)
+    links, now, computing = Links(cluster), np.zeros(plan.ranks), _Computing(schedule, cluster)
+    exchanged = _multicast if multicast else _exchanged
     made: dict[int, np.ndarray] = {}  # of a map in pieces (piece, rank): when each was computed
     stamps = np.zeros((plan.ranks, len(plan.graph.units), 3))
-    for index, unit in enumerate(plan.graph.units):
+    for index in range(len(plan.graph.units)):
         stamps[:, index, 0] = now
         began = now.copy()
         for source in plan.incoming(index):
             move = schedule.moves[source]
             for number, part in enumerate(move.parts):
                 ready = made[source][number] if len(move.parts) > 1 else began
-                arrived, sent = _exchanged(part, ready, links, plan.batch)
+                arrived, sent = exchanged(part, ready, links, plan.batch)
                 now = np.maximum(now, np.maximum(arrived, sent))
         stamps[:, index, 1] = now
         boxes = schedule.pieces[index] if index < len(plan.boxes) else (plan.owned[index],)
         ends = np.empty((len(boxes), plan.ranks))
         for number, piece in enumerate(boxes):
-            pairs = zip(cluster.devices, piece, strict=True)
-            now = now + np.array([unit_seconds(device, unit, box, plan.batch) for device, box in pairs])
+            now = now + computing.seconds(index, piece)
             ends[number] = now
         if len(boxes) > 1:
             made[index] = ends
         stamps[:, index, 2] = now
     return Timeline(stamps)
+
+
+class _Computing:
+    """How long ranks compute: worked out once for equal boxes on devices that differ in nothing but their host."""
+
+    def __init__(self, schedule: Schedule, cluster: Cluster) -> None:
+        self._plan, self._devices = schedule.plan, cluster.devices
+        self._kinds = [repr(replace(device, host="")) for device in cluster.devices]
+
+    def seconds(self, index: int, boxes: Sequence[Box]) -> np.ndarray:
+        """(rank,): s that each rank computes its box of a unit."""
+        unit, batch, found = self._plan.graph.units[index], self._plan.batch, np.zeros(len(boxes))
+        known: dict[tuple[str, Box], float] = {}
+        for rank, (device, kind, box) in enumerate(zip(self._devices, self._kinds, boxes, strict=True)):
+            if box:
+                taken = known.get((kind, box))
+                if taken is None:
+                    taken = known[kind, box] = unit_seconds(device, unit, box, batch)
+                found[rank] = taken
+        return found
 
 
 def _exchanged(part: Exchange, ready: np.ndarray, links: Links, batch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -111,35 +110,54 @@ def _exchanged(part: Exchange, ready: np.ndarray, links: Links, batch: int) -> t
     arrived, sent = np.zeros(count), np.zeros(count)
     if part.pattern == "bcast":
         return _broadcast(part, ready, links, batch), sent
-    messages: dict[tuple[int, int], int] = {}
-    for transfer in part.transfers:
-        pair = transfer.source, transfer.target
-        messages[pair] = messages.get(pair, 0) + FLOAT_BYTES * batch * transfer.box.size
-    for source, target in _in_turn(messages, ready):
-        size = messages[source, target]
-        end = links.carry(source, target, size, ready[source])
-        arrived[target] = max(arrived[target], end)
-        if size > EAGER_BYTES:
-            sent[source] = max(sent[source], end)
+    elements = np.bincount(part.table[:, 0] * count + part.table[:, 1], part.sizes, count * count)
+    sources, targets = _in_turn(elements.reshape(count, count), ready)
+    payload = FLOAT_BYTES * batch * elements[sources * count + targets]
+    ends = links.carry_all(sources, targets, payload, ready[sources])
+    np.maximum.at(arrived, targets, ends)
+    waits = payload > EAGER_BYTES
+    np.maximum.at(sent, sources[waits], ends[waits])
     return arrived, sent
 
 
-def _in_turn(messages: Mapping[tuple[int, int], int], ready: np.ndarray) -> Sequence[tuple[int, int]]:
-    """The messages in the order in which they come onto the links: round by round to the next rank, as in a ring."""
-    count = len(ready)
-    return sorted(messages, key=lambda pair: (ready[pair[0]], (pair[1] - pair[0]) % count, pair[0]))
+def _in_turn(elements: np.ndarray, ready: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sources and targets of the messages in the order in which they come onto the links.
+
+    Who is ready first sends first; those who are ready together go round by round to the next rank, as in a ring.
+    ``elements[s, t]`` are those that s sends to t.
+    """
+    sources, targets = np.nonzero(elements)
+    order = np.lexsort((sources, (targets - sources) % len(ready), ready[sources]))
+    return sources[order], targets[order]
 
 
 def _broadcast(part: Exchange, ready: np.ndarray, links: Links, batch: int) -> np.ndarray:
     """When each rank has the same boxes of one rank: whoever has them hands them on, as in a binomial tree."""
-    source = part.transfers[0].source
-    targets = sorted({transfer.target for transfer in part.transfers}, key=lambda rank: (rank - source) % len(ready))
-    size = FLOAT_BYTES * batch * sum(t.box.size for t in part.transfers if t.target == targets[0])
+    source, first = part.table[0, :2].tolist()
+    targets = sorted(set(part.table[:, 1].tolist()), key=lambda rank: (rank - source) % len(ready))
+    size = FLOAT_BYTES * batch * int(part.sizes[part.table[:, 1] == first].sum())
     have, arrived = [(float(ready[source]), source)], np.zeros(len(ready))
     for target in targets:
-        when, giver = min(have)
+        when, giver = have[0]
         end = links.carry(giver, target, size, max(when, float(ready[target]) if giver != source else when))
         arrived[target] = end
-        have[have.index((when, giver))] = (end, giver)
-        have.append((end, target))
+        heapreplace(have, (end, giver))
+        heappush(have, (end, target))
     return arrived
+
+
+def _multicast(part: Exchange, ready: np.ndarray, links: Links, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same as ``_exchanged`` where a box that several ranks need of one is sent once."""
+    count = len(part.owned)
+    arrived, sent = np.zeros(count), np.zeros(count)
+
+    def turn(block: Block) -> tuple[float, int, int]:
+        return float(ready[block.source]), int(((block.targets - block.source) % count).min()), block.source
+
+    for block in sorted(part.blocks, key=turn):
+        payload = FLOAT_BYTES * batch * block.size
+        ends = links.spread(block.source, block.targets, payload, float(ready[block.source]))
+        arrived[block.targets] = np.maximum(arrived[block.targets], ends)
+        if payload > EAGER_BYTES and part.pattern != "bcast":
+            sent[block.source] = max(sent[block.source], ends.max())
+    return arrived, sent

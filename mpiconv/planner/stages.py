@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mpiconv.graph.form import PICTURE, Graph
+from mpiconv.partition.bounds import bounds
 from mpiconv.partition.schemes import needs_all
-from mpiconv.planner.bounds import Costs, Needs, bounds, hulls
+from mpiconv.planner.bounds import Costs, Needs, hulls
 from mpiconv.planner.rates import Rates
 from mpiconv.planner.ways import Way, blocks
 
