@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="kpm,wpm,grid,fused,auto",
         metavar="S,...",
         help="schemes to compare beside all on one device; auto: the best plan that the planner finds, whatever --head "
-        "and --gather say, for up to 16 devices (default: %(default)s)",
+        "and --gather say, over 16 devices at most (default: %(default)s)",
     )
     group.add_argument(
         "--head", choices=HEADS, default="root", help="who computes fully connected layers (default: root)"

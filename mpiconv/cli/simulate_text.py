@@ -21,7 +21,7 @@ def told(question: Question, latency_s: np.ndarray, device: str) -> list[str]:
         f"links of {1e3 * question.alpha_s:g} ms."
     ]
     if AUTO in question.schemes and max(question.device_counts) > AUTO_DEVICES:
-        lines.append(f"auto is searched for up to {AUTO_DEVICES} devices; beyond, only the other schemes are compared.")
+        lines.append(f"auto is searched over {AUTO_DEVICES} devices at most; of more it leaves the others idle.")
     for size, times in zip(sizes_of(question), latency_s, strict=True):
         for m, medium in enumerate(question.media):
             note = " (simulated only)" if medium.endswith(MULTICAST) else ""
@@ -54,6 +54,7 @@ def sentences(question: Question, times: np.ndarray) -> list[str]:
         wins = kpm < wpm * (1 - 1e-9)
         where = [
             f"at {rate / 1e6:g} MB/s on {_listed(question.device_counts, wins[:, k])}"
+            + (" (one device is faster)" if (kpm >= times[:, :, 0])[wins[:, k], k].all() else "")
             for k, rate in enumerate(question.rates_bytes_per_s)
             if wins[:, k].any()
         ]
@@ -87,7 +88,7 @@ def _listed(counts: Sequence[int], chosen: np.ndarray) -> str:
 
 
 def as_dict(question: Question, found: Mapping[str, np.ndarray], device: str) -> dict[str, Any]:
-    """What ``--json`` prints: one entry for every cell; null where ``auto`` is left out."""
+    """What ``--json`` prints: one entry for every cell; null where ``auto`` finds no plan that fits."""
     axes = (
         sizes_of(question),
         question.device_counts,

@@ -25,7 +25,7 @@ SINGLE, AUTO = "single", "auto"
 
 MOST_DEVICES = 384
 AUTO_DEVICES = 16
-"""Up to this number of devices the planner searches in a second or two; beyond it ``auto`` is left out."""
+"""So many devices the planner searches in a second or two; of more, ``auto`` uses so many and leaves the rest idle."""
 
 MULTICAST = "+multicast"
 """What the name of a medium ends with where a block that several devices need is sent once. Simulated only."""
@@ -113,31 +113,44 @@ class Split:
 
 
 def forecast(question: Question, done: Callable[[int], object] = lambda _: None) -> dict[str, np.ndarray]:
-    """An array over ``DIMENSIONS`` for each of ``QUANTITIES``, all estimated; NaN where ``auto`` is left out.
+    """An array over ``DIMENSIONS`` for each of ``QUANTITIES``, all estimated; NaN where ``auto`` finds no room.
 
     ``done`` is called with the number of cells that were finished since the last time.
     """
     found = np.full((len(QUANTITIES), *question.shape), np.nan)
+    best = _Auto(question)
     for (i, graph), (j, count) in product(enumerate(question.graphs), enumerate(question.device_counts)):
         splits = dict(_splits(question, graph, count))
         for k, rate in enumerate(question.rates_bytes_per_s):
             switch = question.cluster(count, rate)
             shared = replace(switch, medium="shared")
-            searched: dict[str, list[Split]] = {}
             for m, medium in enumerate(question.media):
-                on = shared if medium.startswith("shared") else switch
+                on, multicast = shared if medium.startswith("shared") else switch, medium.endswith(MULTICAST)
                 for n, scheme in enumerate(question.all_schemes):
                     if scheme == AUTO:
-                        chosen = searched.get(on.medium)
-                        if chosen is None:
-                            chosen = searched[on.medium] = _searched(question, graph, on)
+                        found[:, i, j, k, m, n] = best.numbers(graph, on, rate, multicast=multicast)
                     else:
-                        chosen = splits[scheme]
-                    tried = [split.on(on, multicast=medium.endswith(MULTICAST)) for split in chosen]
-                    if tried:
-                        found[:, i, j, k, m, n] = min(tried)
+                        found[:, i, j, k, m, n] = min(split.on(on, multicast=multicast) for split in splits[scheme])
                     done(1)
     return dict(zip(QUANTITIES, found, strict=True))
+
+
+class _Auto:
+    """The best plans that the planner finds, each looked for once: of many devices it uses the first of them."""
+
+    def __init__(self, question: Question) -> None:
+        self._question = question
+        self._plans: dict[tuple[object, ...], list[Split]] = {}
+
+    def numbers(self, graph: Graph, on: Cluster, rate: float, *, multicast: bool) -> tuple[float, ...]:
+        """One number for each of ``QUANTITIES``; NaN where no plan fits the devices' memory."""
+        count = min(len(on.devices), AUTO_DEVICES)
+        cluster = on if count == len(on.devices) else replace(self._question.cluster(count, rate), medium=on.medium)
+        key = graph.input_shape, count, rate, on.medium  # of graphs there is one for each size
+        if key not in self._plans:
+            self._plans[key] = [Split(each.plan) for each in candidates(graph, cluster, self._question.batch)]
+        tried = [split.on(cluster, multicast=multicast) for split in self._plans[key]]
+        return min(tried, default=(np.nan,) * len(QUANTITIES))
 
 
 def _splits(question: Question, graph: Graph, count: int) -> Iterator[tuple[str, list[Split]]]:
@@ -151,10 +164,3 @@ def _splits(question: Question, graph: Graph, count: int) -> Iterator[tuple[str,
             yield scheme, [Split(plan) for _, plan in undivided(graph, cluster, question.batch)]
         elif scheme != AUTO:
             yield scheme, [Split(make_plan(graph, shape, scheme, count, shares, question.gather, question.head))]
-
-
-def _searched(question: Question, graph: Graph, cluster: Cluster) -> list[Split]:
-    """All plans that the planner would choose from; none for more devices than it searches quickly."""
-    if len(cluster.devices) > AUTO_DEVICES:
-        return []
-    return [Split(each.plan) for each in candidates(graph, cluster, question.batch)]

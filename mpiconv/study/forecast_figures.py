@@ -15,15 +15,18 @@ from mpiconv.study.forecast_file import sizes_of
 from mpiconv.study.series import speed
 from mpiconv.study.style import WAITING, colour, pyplot, save
 
-SCHEME_COLOURS = {"kpm": 0, "wpm": 1, "grid": 2, "fused": 3, AUTO: 7, "replicated": 4}
+SCHEME_COLOURS = {"kpm": 0, "wpm": 1, "grid": 2, "fused": 3, AUTO: 5, "replicated": 4}
 MARKERS = "osD^vP"
+MOST_TIMES = 60
+"""Latencies of more than so many times that of one device leave their panel."""
+
 NEAR = 0.02
 """By how much of itself a measured rate may differ from a panel's."""
 
 
 def shade(scheme: str) -> str:
     """The colour of a scheme: grey where all is on one device."""
-    return WAITING if scheme == SINGLE else colour(SCHEME_COLOURS.get(scheme, 5))
+    return WAITING if scheme == SINGLE else colour(SCHEME_COLOURS.get(scheme, 7))
 
 
 def draw(
@@ -49,7 +52,7 @@ def draw(
 def _latency(plt: Any, question: Question, times: np.ndarray, about: str, measured: Sequence[Point]) -> Any:
     """Latency against the number of devices: a column per rate, a row per medium, multicast dashed."""
     media = list(dict.fromkeys(medium.removesuffix(MULTICAST) for medium in question.media))
-    rates = question.rates_bytes_per_s
+    rates, alike = question.rates_bytes_per_s, of_like_speed(measured, times[0, 0, 0, 0])
     size = (1.2 + 2.9 * len(rates), 1.3 + 2.6 * len(media))
     figure, panels = plt.subplots(len(media), len(rates), figsize=size, sharex=True, sharey=True, squeeze=False)
     for row, medium in zip(panels, media, strict=True):
@@ -58,13 +61,17 @@ def _latency(plt: Any, question: Question, times: np.ndarray, about: str, measur
                 if name in question.media:
                     _lines(axes, question, times[:, k, question.media.index(name)], dashes, name)
             if medium == "switch":
-                _measured(axes, [p for p in measured if abs(p.rate_mb_per_s * 1e6 / rate - 1) < NEAR], question)
+                at_rate = [point for point in alike if abs(point.rate_mb_per_s * 1e6 / rate - 1) < NEAR]
+                _measured(axes, at_rate, question)
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(need("matplotlib.ticker", "report").FuncFormatter(lambda y, _: f"{y:g}"))
             axes.set_title(f"{medium}, {rate / 1e6:g} MB/s", fontsize="small")
         row[0].set_ylabel("latency, s")
     shown = [n for n in question.device_counts if n == max(question.device_counts) or n & (n - 1) == 0]
     kept = [n for i, n in enumerate(shown) if i == len(shown) - 1 or (i % 2 == 0 and shown[-1] / n > 2)]
+    least = min([np.nanmin(times), *(point.median_s for point in alike)])
+    panels[0][0].set_ylim(least / 1.3, min(1.3 * np.nanmax(times), MOST_TIMES * times[0, 0, 0, 0]))
     for axes in panels[-1]:
         axes.set_xticks(kept, [str(n) for n in kept])
         axes.minorticks_off()
@@ -72,6 +79,19 @@ def _latency(plt: Any, question: Question, times: np.ndarray, about: str, measur
     _legend(figure, panels)
     figure.suptitle(about, x=0.01, ha="left", fontsize="medium")
     return figure
+
+
+def of_like_speed(measured: Sequence[Point], single_s: float) -> list[Point]:
+    """The runs on devices that are about as fast as those simulated, by what one of them alone takes."""
+    alone: dict[float, float] = {}
+    for point in measured:
+        if point.ranks == 1:
+            pace = round(point.pace, 1)
+            alone[pace] = min(point.median_s, alone.get(pace, np.inf))
+    if not alone:
+        return list(measured)
+    nearest = min(alone, key=lambda pace: abs(np.log(alone[pace] / single_s)))
+    return [point for point in measured if round(point.pace, 1) == nearest]
 
 
 def _lines(axes: Any, question: Question, times: np.ndarray, dashes: str, medium: str) -> None:
