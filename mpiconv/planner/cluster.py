@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mpiconv.errors import MpiconvError
 from mpiconv.files import write_text
+from mpiconv.planner.unit_times import Point, UnitTimes, points_of
 from mpiconv.reading import read_toml
 from mpiconv.text import encodable
 
@@ -38,6 +40,8 @@ class Device:
         How many B of weights a fully connected layer gets through per s: such layers wait for memory.
     pace
         How many times slower than its core the device was made to compute; 1 for a real one.
+    unit_seconds
+        What was measured of units, by their ``shape_key``: (channels, rows, columns, batch, seconds) of boxes.
 
     Raises
     ------
@@ -52,6 +56,7 @@ class Device:
     gflop_per_s: Mapping[str, float]
     weight_bytes_per_s: float
     pace: float = 1.0
+    unit_seconds: Mapping[str, Sequence[Point]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         where = f"device {self.host}"
@@ -61,6 +66,13 @@ class Device:
             _above_zero(where, key, value)
         _at_least(where, 1, cores=self.cores, threads=self.threads, pace=self.pace)
         _at_least(where, 0, memory_bytes=self.memory_bytes)
+        units = {key: points_of(f"{where}: unit_seconds.{key}", each) for key, each in self.unit_seconds.items()}
+        object.__setattr__(self, "unit_seconds", units)
+
+    @cached_property
+    def unit_times(self) -> dict[str, UnitTimes]:
+        """What was measured of each unit, ready to be asked for a box."""
+        return {key: UnitTimes(points) for key, points in self.unit_seconds.items()}
 
 
 @dataclass(frozen=True)
@@ -153,6 +165,9 @@ class Cluster:
         """Plain lists, numbers and strings, as they stand in the file; what is None is left out."""
         data = {key: value for key, value in asdict(self).items() if value is not None}
         devices, links = data.pop("devices"), data.pop("links")
+        for device in devices:
+            if not device["unit_seconds"]:
+                del device["unit_seconds"]
         return {"mpiconv_cluster": CLUSTER_VERSION, **data, "link": list(links), "device": list(devices)}
 
     @classmethod
@@ -168,7 +183,7 @@ class Cluster:
         _check("the cluster", rest, _CLUSTER, needed=("device",))
         devices, links = (_tables(key, rest.pop(key, [])) for key in ("device", "link"))
         for i, device in enumerate(devices):
-            _check(f"device {i}", device, _DEVICE, needed=[key for key in _DEVICE if key != "pace"])
+            _check(f"device {i}", device, _DEVICE, needed=[key for key in _DEVICE if key not in _OPTIONAL])
         for i, link in enumerate(links):
             _check(f"link {i}", link, _LINK, needed=_LINK)
         return cls(tuple(Device(**device) for device in devices), tuple(Link(**link) for link in links), **rest)
@@ -200,13 +215,17 @@ class Cluster:
         lines += [f"{key} = {_toml(value)}" for key, value in data.items()]
         lines += ["link = [", *(f"  {_toml(link)}," for link in links), "]"] if links else []
         for device in devices:
+            units = device.pop("unit_seconds", {})
             lines += ["", "[[device]]", *(f"{key} = {_toml(value)}" for key, value in device.items())]
+            lines += ["[device.unit_seconds]"] if units else []
+            lines += [f"{_toml(key)} = {_toml(points)}" for key, points in units.items()]
         return "\n".join(lines) + "\n"
 
 
 _HELP = (
     "# gflop_per_s: 1e9 FLOP/s by kind of unit. A message of n bytes from source to target takes",
     "# alpha_s + n / beta_bytes_per_s seconds. medium: do links keep their rate while others are in use?",
+    "# unit_seconds: [channels, rows, columns, batch, seconds] of boxes of the output of a network's own units.",
 )
 _DEVICE = {
     "host": "a text",
@@ -216,7 +235,9 @@ _DEVICE = {
     "gflop_per_s": "a table",
     "weight_bytes_per_s": "a number",
     "pace": "a number",
+    "unit_seconds": "a table",
 }
+_OPTIONAL = ("pace", "unit_seconds")
 _LINK = {
     "source": "a whole number",
     "target": "a whole number",
