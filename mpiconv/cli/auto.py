@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import isfinite
 from typing import Any
 
 from torch import nn
 
+from mpiconv.cli.notes import note
 from mpiconv.cli.options import AUTO
 from mpiconv.cli.tables import align
 from mpiconv.errors import MpiconvError, UsageError
+from mpiconv.graph.form import Graph
 from mpiconv.graph.trace import trace
 from mpiconv.job.control import bcast_json, on_root
 from mpiconv.job.team import Team
@@ -19,11 +21,15 @@ from mpiconv.partition.plan import at_work
 from mpiconv.planner.candidates import Candidate, candidates
 from mpiconv.planner.cluster import Cluster
 from mpiconv.probe.probing import probe
+from mpiconv.probe.units import UnitProbe, with_unit_times
 from mpiconv.runtime.trials import Trial, fastest, shortlist
 from mpiconv.words import counted
 
 ROUNDS = 1
 """A quick probe: the trials tell what it misses."""
+
+UNITS_S, UNIT_ROUNDS = 1.0, 3
+"""About how long a rank measures units of which no times are kept, and how often each."""
 
 CHOSEN_BY_PLANNER = ("shares", "offload", "gather", "head")
 ENOUGH_REPEATS = 20
@@ -38,9 +44,12 @@ def wants_auto(arguments: argparse.Namespace, ranks: int) -> bool:
     return bool(arguments.scheme == AUTO or (arguments.scheme is None and ranks > 1 and not said))
 
 
-def find_cluster(arguments: argparse.Namespace, team: Team, pace: float) -> Cluster | None:
+def find_cluster(
+    arguments: argparse.Namespace, team: Team, pace: float, network: Callable[[], Graph]
+) -> Cluster | None:
     """The devices and links of this job: from the file, or measured in a few seconds. Collective.
 
+    Times of the units of ``network``, which the root builds, are measured where none are kept.
     None where the planner is not to choose. Raises UsageError on every rank for options that do not go together, and
     MpiconvError for a file of other devices than are running.
     """
@@ -50,7 +59,15 @@ def find_cluster(arguments: argparse.Namespace, team: Team, pace: float) -> Clus
     arguments.scheme = AUTO
     on_root(team, lambda: _check(arguments))
     if not arguments.cluster:
-        return probe(team, ROUNDS, pace, arguments.dilation)[0]
+        graph = on_root(team, network, what="loading the network")
+        found, _ = probe(team, ROUNDS, pace, arguments.dilation)
+        if team.size == 1:
+            return found
+        measured = UnitProbe(arguments.batch or 1, UNITS_S, UNIT_ROUNDS, arguments.compute, pace)
+        cluster, notes = with_unit_times(team, found, graph, measured)
+        for text in notes if team.rank == 0 and not arguments.quiet else ():
+            note(text)
+        return cluster
 
     def load() -> dict[str, Any]:
         cluster = Cluster.load(arguments.cluster)
