@@ -32,7 +32,10 @@ KINDS = {
 
 
 def user_cache(name: str) -> Path:
-    """A folder of the user's cache folder, which need not be there."""
+    """A folder of the user's cache folder, which need not be there: ``$MPICONV_CACHE``, or else ``mpiconv`` in that."""
+    own = os.environ.get("MPICONV_CACHE")
+    if own:
+        return Path(own) / name
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "mpiconv" / name
 
 

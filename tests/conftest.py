@@ -58,11 +58,19 @@ def own_folder() -> Path:
     return folder
 
 
+@cache
+def own_cache() -> Path:
+    """In place of the user's cache folder, for all that this process starts."""
+    return own_folder()
+
+
 def clean_environment(**extra: str) -> dict[str, str]:
     """This environment without what an outer mpirun or SLURM put there."""
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMIX_", "PMI_", "PRTE_", "SLURM_"))}
     keep |= {"PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe", "OMP_NUM_THREADS": "1"}
     keep["PRTE_MCA_prte_tmpdir_base"] = str(own_folder())
+    if "XDG_CACHE_HOME" not in keep:
+        keep.setdefault("MPICONV_CACHE", str(own_cache()))
     if os.geteuid() == 0:
         keep |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return keep | extra

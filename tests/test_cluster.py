@@ -20,7 +20,11 @@ POSITIVE = st.floats(1e-12, 1e15)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 WHOLE = st.integers(1, 2**60)
 SPEEDS = st.fixed_dictionaries(dict.fromkeys(UNIT_KINDS, POSITIVE))
-DEVICES = st.builds(Device, TEXT, WHOLE, WHOLE, st.integers(0, 2**60), SPEEDS, POSITIVE, st.floats(1, 100))
+SIZES = st.integers(1, 5000)
+TIMES = st.dictionaries(
+    TEXT, st.lists(st.tuples(*[SIZES] * 4, st.floats(1e-9, 1e5)), min_size=1, max_size=3), max_size=2
+)
+DEVICES = st.builds(Device, TEXT, WHOLE, WHOLE, st.integers(0, 2**60), SPEEDS, POSITIVE, st.floats(1, 100), TIMES)
 
 
 def pairs(count: int) -> list[tuple[int, int]]:
@@ -110,6 +114,14 @@ TWO = {"mpiconv_cluster": 1, "device": [device(), device()]}
         pytest.param(
             ONE | {"device": [device(gflop_per_s=dict.fromkeys(UNIT_KINDS, float("nan")))]},
             "gflop_per_s.conv1x1 is nan, a number above 0 is wanted", id="nan",
+        ),
+        pytest.param(ONE | {"device": [device(unit_seconds=[1])]}, "unit_seconds is [1], a table", id="units"),
+        pytest.param(
+            ONE | {"device": [device(unit_seconds={"u": [[1, 1, 1, 0.1]]})]},
+            "device pi: unit_seconds.u has [1, 1, 1, 0.1] in it, [channels, rows, columns, batch, seconds]", id="box",
+        ),
+        pytest.param(
+            ONE | {"device": [device(unit_seconds={"u": 0.1})]}, "unit_seconds.u is 0.1, a list of [chan", id="no-list"
         ),
         pytest.param(TWO, "no link from 0 to 1: every ordered pair", id="no-links"),
         pytest.param(TWO | {"link": [link(0, 1)]}, "no link from 1 to 0: every ordered pair", id="one-way"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import isfinite
 from typing import Any
 
@@ -14,6 +14,7 @@ from mpiconv.cli.notes import note
 from mpiconv.cli.options import AUTO
 from mpiconv.cli.tables import align
 from mpiconv.errors import UsageError
+from mpiconv.graph.form import Graph
 from mpiconv.graph.trace import trace
 from mpiconv.job.control import bcast_json, on_root
 from mpiconv.job.team import Team
@@ -22,11 +23,15 @@ from mpiconv.planner.baselines import BASELINES
 from mpiconv.planner.candidates import Candidate, candidates
 from mpiconv.planner.cluster import Cluster
 from mpiconv.probe.probing import probe
+from mpiconv.probe.units import UnitProbe, with_unit_times
 from mpiconv.runtime.trials import Trial, fastest, shortlist
 from mpiconv.words import counted
 
 ROUNDS = 1
 """A quick probe: the trials tell what it misses."""
+
+UNITS_S, UNIT_ROUNDS = 1.0, 3
+"""About how long a rank measures units of which no times are kept, and how often each."""
 
 CHOSEN_BY_PLANNER = ("shares", "offload", "gather", "head")
 ENOUGH_REPEATS = 20
@@ -46,11 +51,14 @@ def wants_baseline(arguments: argparse.Namespace) -> bool:
     return arguments.scheme in BASELINES and not arguments.plan
 
 
-def find_cluster(arguments: argparse.Namespace, team: Team, pace: float) -> Cluster | None:
+def find_cluster(
+    arguments: argparse.Namespace, team: Team, pace: float, network: Callable[[], Graph]
+) -> Cluster | None:
     """The devices and links of this job: from the file, or measured in a few seconds. Collective.
 
-    Where the planner is not to choose they are read from the file to predict for; None without one. Raises UsageError
-    on every rank for options that do not go together, and MpiconvError for a file of other devices than are running.
+    Times of the units of ``network``, which the root builds, are measured where none are kept. Where the planner is not
+    to choose they are read from the file to predict for; None without one. Raises UsageError on every rank for options
+    that do not go together, and MpiconvError for a file of other devices than are running.
     """
     chosen = wants_auto(arguments, team.size)
     if chosen:
@@ -60,7 +68,15 @@ def find_cluster(arguments: argparse.Namespace, team: Team, pace: float) -> Clus
     if not arguments.cluster:
         if not chosen:
             return None
-        return probe(team, ROUNDS, pace, arguments.dilation)[0]
+        graph = on_root(team, network, what="loading the network")
+        found, _ = probe(team, ROUNDS, pace, arguments.dilation)
+        if team.size == 1:
+            return found
+        measured = UnitProbe(arguments.batch or 1, UNITS_S, UNIT_ROUNDS, arguments.compute, pace)
+        cluster, notes = with_unit_times(team, found, graph, measured)
+        for text in notes if team.rank == 0 and not arguments.quiet else ():
+            note(text)
+        return cluster
 
     def load() -> dict[str, Any]:
         cluster = Cluster.load(arguments.cluster)

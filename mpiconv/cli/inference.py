@@ -20,7 +20,7 @@ from mpiconv.cli.options import pace_of, settings_of
 from mpiconv.cli.running import Running
 from mpiconv.cli.saving import Results, check_outputs
 from mpiconv.cli.sending import sending_bar
-from mpiconv.cli.setup import Job, prepare, repeats_of
+from mpiconv.cli.setup import Job, build_graph, prepare, repeats_of
 from mpiconv.cli.startup import Startup
 from mpiconv.cli.tables import latency, ranks_at_work, summary, throughput_fps, weights_moved, where_time_went
 from mpiconv.errors import MpiconvError, UsageError
@@ -62,7 +62,7 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     startup.done("imports and MPI")
 
     pace = pace_of(arguments, team.rank, team.size)
-    cluster = auto.find_cluster(arguments, team, pace)
+    cluster = auto.find_cluster(arguments, team, pace, lambda: build_graph(arguments))
     if cluster is not None and team.size > 1:
         startup.done("probe")
 

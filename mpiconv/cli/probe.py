@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mpiconv.cli.options import add_emulation_options, positive
+from mpiconv.cli.options import add_emulation_options, positive, size
 
 EPILOG = """\
 Start it like a run, one rank on each device, with nothing else running there:
@@ -16,6 +16,11 @@ kernels, of a depthwise 3x3 and of a linear layer, computed as mpiconv run does;
 cores, threads, memory in B. For every ordered pair alpha in s and beta in B/s: n bytes take alpha + n / beta. And
 whether a second pair of devices that talks at once slows the first (medium = "shared") or does not ("switch");
 this takes four hosts. A pair takes 1 to 2 s at most, a device about 4 s times its --pace.
+
+With --model NAME also how long the units of that network take on every device, whole and in parts, for mpiconv plan
+--cluster to be more precise: up to 5 s more (--quick: 2 s) on the ranks of one machine together, longer on a slow one.
+These times are kept on each device in the user's cache folder, for any network with units of the same shape;
+--forget empties it.
 """
 ROUNDS, QUICK_ROUNDS = 9, 3
 
@@ -44,7 +49,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{QUICK_ROUNDS} rounds: a third of the time, for values that scatter more",
     )
     parser.add_argument("--json", action="store_true", help="print what is in the file as one JSON object")
+    _add_units(parser)
     add_emulation_options(parser)
+
+
+def _add_units(parser: argparse.ArgumentParser) -> None:
+    """Of which network the units are measured as well."""
+    units = parser.add_argument_group("units of a network")
+    units.add_argument(
+        "--model",
+        metavar="NAME",
+        help="also measure the units of this network: a named model, torchvision:NAME or package.module:callable",
+    )
+    units.add_argument("--classes", type=positive, metavar="N", help="its outputs (default: 10)")
+    units.add_argument(
+        "--input-size", type=size, metavar="HxW", help="rows x columns in pixels (default: the model's own)"
+    )
+    units.add_argument(
+        "--batch", type=positive, default=1, metavar="N", help="pictures that travel together (default: 1)"
+    )
+    units.add_argument(
+        "--forget",
+        action="store_true",
+        help="forget first what was measured of any network's units, on every device; without --model that is all",
+    )
+    parser.set_defaults(weights=None, seed=0, allow_nonfinite=False)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -19,6 +19,8 @@ from mpiconv.cli.options import AUTO, SPLIT, shares_for
 from mpiconv.data.datasets import HELD_OUT, LabelledPictures, is_labelled, open_data
 from mpiconv.data.pictures import PictureFiles, Pictures, RandomPictures, folder_pictures
 from mpiconv.errors import ModelError, PlanError, UsageError
+from mpiconv.graph.form import Graph
+from mpiconv.graph.trace import trace
 from mpiconv.measure.energy import EnergyProfile, load_profile
 from mpiconv.models import Info, info_of, load_model, outline
 from mpiconv.partition import Plan, make_plan
@@ -76,17 +78,24 @@ class Job:
 
 
 def build_model(arguments: argparse.Namespace) -> tuple[nn.Module, Info]:
-    """The model that the options name, and how it wants its pictures."""
-    return _as_asked(
-        load_model(
+    """The model that the options name, and how it wants its pictures; built once."""
+    if getattr(arguments, "built", None) is None:
+        model = load_model(
             arguments.model,
             arguments.weights,
             arguments.classes,
             arguments.seed,
             allow_nonfinite=arguments.allow_nonfinite,
-        ),
-        arguments,
-    )
+        )
+        arguments.built = _as_asked(model, arguments)
+    built: tuple[nn.Module, Info] = arguments.built
+    return built
+
+
+def build_graph(arguments: argparse.Namespace) -> Graph:
+    """The network that the options name, as the planner takes it."""
+    model, info = build_model(arguments)
+    return trace(model, info.input_shape, batch=arguments.batch or 1).layers
 
 
 def build_outline(arguments: argparse.Namespace) -> tuple[nn.Module, Info]:

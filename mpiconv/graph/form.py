@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from hashlib import blake2b
 from typing import Any
 
 from mpiconv.errors import PlanError
@@ -140,6 +142,25 @@ class Unit:
     def flops(self) -> int:
         """FLOPs of the whole unit for one picture."""
         return sum(layer.flops for layer in self.layers)
+
+    @cached_property
+    def shape_key(self) -> str:
+        """A short text that units have in common which compute the same, whatever their names, weights and inputs are.
+
+        Of letters, digits, ``-`` and ``_``: its kinds and shapes for a reader, and a hash of all that its layers are.
+        """
+        about = [
+            [
+                *(layer.kind, layer.in_shapes, layer.out_shape, layer.kernel, layer.stride, layer.padding),
+                *(layer.dilation, layer.groups, dict(layer.options)),
+                [(param.role, param.shape, param.groups) for param in layer.params],
+            ]
+            for layer in self.layers
+        ]
+        text = json.dumps(["float32", about], separators=(",", ":"), sort_keys=True)
+        kinds = "-".join(layer.kind for layer in self.layers if layer.kind not in ("norm", "activation"))
+        shapes = ("x".join(map(str, shape)) for shape in (self.in_shapes[0], self.out_shape))
+        return "_".join([kinds or self.layers[0].kind, *shapes, blake2b(text.encode(), digest_size=6).hexdigest()])
 
     @property
     def params(self) -> tuple[Param, ...]:

@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mpiconv.errors import MpiconvError
 from mpiconv.files import write_text
+from mpiconv.planner.unit_times import Point, UnitTimes, points_of
 from mpiconv.reading import read_toml
 from mpiconv.text import encodable
 
@@ -43,6 +45,8 @@ class Device:
         How many times slower than its core the device was made to compute; 1 for a real one.
     power_w
         What it draws, for every key in ``POWERS``, with ``threads`` threads; empty where it is not known.
+    unit_seconds
+        What was measured of units, by their ``shape_key``: (channels, rows, columns, batch, seconds) of boxes.
 
     Raises
     ------
@@ -58,6 +62,7 @@ class Device:
     weight_bytes_per_s: float
     pace: float = 1.0
     power_w: Mapping[str, float] = field(default_factory=dict)
+    unit_seconds: Mapping[str, Sequence[Point]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         where = f"device {self.host}"
@@ -69,11 +74,20 @@ class Device:
             _above_zero(where, key, value)
         _at_least(where, 1, cores=self.cores, threads=self.threads, pace=self.pace)
         _at_least(where, 0, memory_bytes=self.memory_bytes)
+        units = {key: points_of(f"{where}: unit_seconds.{key}", each) for key, each in self.unit_seconds.items()}
+        object.__setattr__(self, "unit_seconds", units)
+
+    @cached_property
+    def unit_times(self) -> dict[str, UnitTimes]:
+        """What was measured of each unit, ready to be asked for a box."""
+        return {key: UnitTimes(points) for key, points in self.unit_seconds.items()}
 
     def faster(self, factor: float) -> Device:
         """The same device, so many times as fast."""
         speeds = {kind: factor * speed for kind, speed in self.gflop_per_s.items()}
-        return replace(self, gflop_per_s=speeds, weight_bytes_per_s=factor * self.weight_bytes_per_s)
+        times = {key: [(*of, s / factor) for *of, s in points] for key, points in self.unit_seconds.items()}
+        rate = factor * self.weight_bytes_per_s
+        return replace(self, gflop_per_s=speeds, weight_bytes_per_s=rate, unit_seconds=times)
 
 
 @dataclass(frozen=True)
@@ -178,6 +192,9 @@ class Cluster:
         """Plain lists, numbers and strings, as they stand in the file; what is None is left out."""
         data = {key: value for key, value in asdict(self).items() if value is not None}
         devices, links = data.pop("devices"), data.pop("links")
+        for device in devices:
+            if not device["unit_seconds"]:
+                del device["unit_seconds"]
         return {"mpiconv_cluster": CLUSTER_VERSION, **data, "link": list(links), "device": list(devices)}
 
     @classmethod
@@ -225,7 +242,10 @@ class Cluster:
         lines += [f"{key} = {_toml(value)}" for key, value in data.items()]
         lines += ["link = [", *(f"  {_toml(link)}," for link in links), "]"] if links else []
         for device in devices:
+            units = device.pop("unit_seconds", {})
             lines += ["", "[[device]]", *(f"{key} = {_toml(value)}" for key, value in device.items() if value != {})]
+            lines += ["[device.unit_seconds]"] if units else []
+            lines += [f"{_toml(key)} = {_toml(points)}" for key, points in units.items()]
         return "\n".join(lines) + "\n"
 
 
@@ -239,6 +259,7 @@ _HELP = (
     "# Devices (in the order of ranks) and links of a cluster; creator says where the numbers come from.",
     "# gflop_per_s: 1e9 FLOP/s by kind of unit. A message of n bytes from source to target takes",
     "# alpha_s + n / beta_bytes_per_s seconds. medium: do links keep their rate while others are in use?",
+    "# unit_seconds: [channels, rows, columns, batch, seconds] of boxes of the output of a network's own units.",
 )
 _DEVICE = {
     "host": "a text",
@@ -249,8 +270,9 @@ _DEVICE = {
     "weight_bytes_per_s": "a number",
     "pace": "a number",
     "power_w": "a table",
+    "unit_seconds": "a table",
 }
-_OPTIONAL = ("pace", "power_w")
+_OPTIONAL = ("pace", "power_w", "unit_seconds")
 _LINK = {
     "source": "a whole number",
     "target": "a whole number",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,7 @@ def probe(
     assert medium is not None  # noqa: S101 - there was a round
     device = _device(me, speed, pace)
     fits = [(target, *fit) for target, fit in links.fits().items()]
-    everyone = allgather_json(team, [vars(device), fits, speed.scatter(), links.scatter()])
+    everyone = allgather_json(team, [asdict(device), fits, speed.scatter(), links.scatter()])
     notes = [note for rank, (*_, speeds, rates) in enumerate(everyone) for note in _doubts(rank, speeds, rates)]
     ratio = medium.ratio()
     cluster = Cluster(
