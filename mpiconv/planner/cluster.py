@@ -85,7 +85,9 @@ class Device:
     def faster(self, factor: float) -> Device:
         """The same device, so many times as fast."""
         speeds = {kind: factor * speed for kind, speed in self.gflop_per_s.items()}
-        times = {key: [(*of, s / factor) for *of, s in points] for key, points in self.unit_seconds.items()}
+        times = {
+            key: [(c, r, w, n, s / factor) for c, r, w, n, s in points] for key, points in self.unit_seconds.items()
+        }
         rate = factor * self.weight_bytes_per_s
         return replace(self, gflop_per_s=speeds, weight_bytes_per_s=rate, unit_seconds=times)
 
