@@ -26,7 +26,7 @@ from mpiconv.planner.candidates import candidates
 from mpiconv.planner.limits import Limits, limits_for, sized
 from mpiconv.planner.memory import CODE_BYTES, PROCESS_BYTES, Memory, compiled, peak_bytes
 from mpiconv.runtime.compute.engines import _compiles
-from mpiconv.runtime.heap import trim_heap
+from mpiconv.runtime.heap import settle_heap, trim_heap
 from tests.conftest import mpiconv as run
 from tests.random_nets import SHARES, nets
 from tests.test_simulation import cluster
@@ -264,6 +264,22 @@ def resident() -> dict[str, int]:
     """What this process has resident, and had at most, in B."""
     lines = [line.split() for line in STATUS.read_text(encoding="ascii").splitlines()]
     return {line[0].rstrip(":"): 1024 * int(line[1]) for line in lines if line[0] in ("VmHWM:", "VmRSS:")}
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="no /proc here: what trim_heap returns was NOT looked at")
+def test_freed_memory_between_what_is_in_use_is_returned():
+    settle_heap()
+    kept = []
+    for _ in range(20):
+        large = torch.ones(MIB // 4 * 4)
+        kept.append(torch.ones(1000))
+        del large
+        kept.append(torch.ones(MIB // 4 * 4 - 1000))
+    del kept[1::2]
+    before = resident()["VmRSS"]
+    trim_heap()
+    assert before - resident()["VmRSS"] > 40 * MIB
+    assert all(bool((each == 1).all()) for each in kept)
 
 
 @pytest.mark.parallel([2])
