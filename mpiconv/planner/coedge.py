@@ -6,7 +6,7 @@ devices*, IEEE/ACM Transactions on Networking 29(2), 2021.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mpiconv.graph.form import PICTURE, Graph, Unit
 from mpiconv.graph.grouping import grouped
@@ -32,8 +32,11 @@ def coedge(graph: Graph, cluster: Cluster, batch: int = 1) -> Plan:
     graph = grouped(graph, "pool", "root")
     count = len(cluster.devices)
     kept = list(range(count)) if split_units(graph) else [ROOT]
+    whole = {rank: _whole_s(graph, cluster, batch, rank) for rank in kept}
+    halos = [FLOAT_BYTES * batch * elements for elements in map(_halo_elements, graph.body[: split_units(graph)])]
     while True:
-        found = balanced(graph, cluster, batch, kept)
+        fixed = {rank: _halos_s(cluster, halos, kept, rank) for rank in kept}
+        found = balanced(fixed, whole)
         useless = [rank for rank in kept if found[rank] <= 0]
         if not useless:
             shares = normalised([found.get(rank, 0.0) for rank in range(count)], count)
@@ -52,16 +55,15 @@ def split_units(graph: Graph) -> int:
     return count
 
 
-def balanced(graph: Graph, cluster: Cluster, batch: int, kept: Sequence[int]) -> dict[int, float]:
+def balanced(fixed_s: Mapping[int, float], whole_s: Mapping[int, float]) -> dict[int, float]:
     """The shares of these devices, summing to 1, with which all of them end at the same time.
 
-    A device's time is taken as ``fixed + share * whole``. The share of one whose fixed part alone takes longer is not
-    above 0: the others are faster without it.
+    Each takes ``fixed_s + share * whole_s``. The share of one whose fixed part alone takes longer is not above 0: the
+    others are faster without it.
     """
-    fixed = {rank: _halos_s(graph, cluster, batch, kept, rank) for rank in kept}
-    whole = {rank: _whole_s(graph, cluster, batch, rank) for rank in kept}
-    end_s = (1 + sum(fixed[rank] / whole[rank] for rank in kept)) / sum(1 / whole[rank] for rank in kept)
-    return {rank: (end_s - fixed[rank]) / whole[rank] for rank in kept}
+    inverse = sum(1 / whole_s[rank] for rank in fixed_s)
+    end_s = (1 + sum(fixed_s[rank] / whole_s[rank] for rank in fixed_s)) / inverse
+    return {rank: (end_s - fixed_s[rank]) / whole_s[rank] for rank in fixed_s}
 
 
 def _whole_s(graph: Graph, cluster: Cluster, batch: int, rank: int) -> float:
@@ -76,23 +78,19 @@ def _whole_s(graph: Graph, cluster: Cluster, batch: int, rank: int) -> float:
     return max(seconds, 1e-12)
 
 
-def _halos_s(graph: Graph, cluster: Cluster, batch: int, kept: Sequence[int], rank: int) -> float:
-    """S that a device waits for halos from its neighbours among those that are kept, and for messages to begin."""
-    place = list(kept).index(rank)
+def _halos_s(cluster: Cluster, halos: Sequence[float], kept: Sequence[int], rank: int) -> float:
+    """S that a device waits for halos, B each, from its neighbours among those kept, and for messages to begin."""
+    place = kept.index(rank)
     neighbours = [kept[other] for other in (place - 1, place + 1) if 0 <= other < len(kept)]
-    seconds = 0.0
-    for unit in graph.body[: split_units(graph)]:
-        size = FLOAT_BYTES * batch * _halo_elements(unit) if unit.inputs[0] != PICTURE else 0.0
-        if size:
-            seconds += sum(moving_s(cluster, other, rank, size / 2) for other in neighbours)
+    seconds = sum(moving_s(cluster, other, rank, size / 2) for size in halos if size for other in neighbours)
     if rank != ROOT:
         seconds += moving_s(cluster, ROOT, rank, 0) + moving_s(cluster, rank, ROOT, 0)
     return seconds
 
 
 def _halo_elements(unit: Unit) -> float:
-    """Elements per picture that a band in the midst of the map needs from beside it, above and below."""
-    if needs_all(unit):
+    """Elements per picture that a band in the midst of the map needs from above and below it; 0 of the picture."""
+    if needs_all(unit) or unit.inputs[0] == PICTURE:
         return 0.0
     channels, rows, columns = unit.out_shape
     middle = Span(rows // 2, rows // 2 + 1)
