@@ -9,7 +9,7 @@ import h5py
 import pytest
 
 from mpiconv.planner.cluster import Cluster
-from tests.conftest import mpiconv
+from tests.conftest import mpiconv, own_cache
 from tests.test_simulation import cluster
 
 FEW = ("--model", "digits", "--scheme", "auto")
@@ -29,6 +29,7 @@ def test_auto_is_exact_and_keeps_what_was_fastest(ranks, tmp_path):
     assert tried[0]["name"].startswith("all on"), "one device alone is the first that is tried"
     measured = {each["name"]: each["measured_s"] for each in tried if each["frames"]}
     assert len(measured) > 1
+    assert list((own_cache() / "wisdom").glob("*.json")), "what was measured of units is kept for the next start"
     if min(measured, key=measured.get) == tried[0]["name"]:
         assert report["scheme"] == "single"
     with h5py.File(out) as file:

@@ -298,13 +298,16 @@ def test_what_is_refused_before_anything_is_measured(words, status, word):
         (1, "mpiconv.probe.speed:SpeedProbe.round"),
         (0, "mpiconv.probe.links:send_timed"),
         (2, "mpiconv.probe.links:answer"),
+        (0, "mpiconv.probe.units:UnitProbe.measure"),
         (0, "mpiconv.planner.cluster:Cluster.save"),
     ],
 )
 def test_a_failure_on_any_rank_ends_all(rank, place, tmp_path):
-    words = ["probe", "--repeats", "1", "--out", str(tmp_path / "c.toml")]
+    words = ["probe", "--repeats", "1", *MODEL, "--out", str(tmp_path / "c.toml")]
     ended = execute(
-        ["mpirun", "-n", "3", sys.executable, "-m", "tests.broken_rank", str(rank), place, *words], cwd=ROOT
+        ["mpirun", "-n", "3", sys.executable, "-m", "tests.broken_rank", str(rank), place, *words],
+        cwd=ROOT,
+        MPICONV_CACHE=str(tmp_path / "cache"),
     )
     assert (ended.status, len(ended.errors)) == (1, 1), ended.err
     assert f"rank {rank}: RuntimeError" in ended.errors[0]

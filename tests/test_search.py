@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
@@ -42,22 +40,26 @@ def boxes_in(found: np.ndarray) -> list[Box]:
     return [box_of(row) for row in found.tolist()]
 
 
-def moved_s(own: np.ndarray, need: np.ndarray, on: Cluster) -> float:
-    """What an exchange takes, from who sends what to whom as the engine derives it."""
+def waits_s(own: np.ndarray, need: np.ndarray, on: Cluster) -> np.ndarray:
+    """How long each rank waits for an exchange, from who sends what to whom as the engine derives it."""
     count = len(on.devices)
-    sent, received, wait = np.zeros(count), np.zeros(count), 0.0
+    sent, received, alphas = np.zeros(count), np.zeros(count), np.zeros(count)
     spread = exchange(boxes_in(own), boxes_in(need), "a map")
     for each in spread.transfers:
         link = on.link(each.source, each.target)
         seconds = 4 * each.box.size / link.beta_bytes_per_s
         sent[each.source] += seconds
         received[each.target] += seconds
-        wait = max(wait, link.alpha_s)
-    if on.medium == "shared":
-        return sent.sum() + wait
+        alphas[each.target] = max(alphas[each.target], link.alpha_s)
+    everything = sent.sum()
     if spread.pattern == "bcast":
         sent *= np.ceil(np.log2(len(spread.members))) / max(len(spread.members) - 1, 1)
-    return max(sent.max(), received.max()) + wait
+    arrived = received.copy()
+    for each in spread.transfers:
+        arrived[each.target] = max(arrived[each.target], sent[each.source])
+    if on.medium == "shared":
+        arrived = np.maximum(arrived, everything)
+    return np.maximum(np.where(received > 0, arrived + alphas, 0), sent)
 
 
 def all_chains(search: Search) -> list[list[Stage]]:
@@ -85,17 +87,20 @@ def test_no_chain_of_stages_is_quicker(net, speeds, rate, medium):
     on = cluster(*speeds, rate=rate, medium=medium)
     search = Search(graph, on)
     root = np.array([[0, picture[0], 0, picture[1], 0, picture[2]], *[[0] * 6] * (len(speeds) - 1)])
-    costs: dict[tuple[bytes, bytes], float] = {}
+    costs: dict[tuple[bytes, bytes], np.ndarray] = {}
 
-    def moving(own: np.ndarray, need: np.ndarray) -> float:
+    def waits(own: np.ndarray, need: np.ndarray) -> np.ndarray:
         key = own.tobytes(), need.tobytes()
         if key not in costs:
-            costs[key] = moved_s(own, need, on)
+            costs[key] = waits_s(own, need, on)
         return costs[key]
 
     def takes(chain: list[Stage]) -> float:
-        between = moving(root, chain[0].needs) + sum(moving(a.made, b.needs) for a, b in pairwise(chain))
-        return between + sum(stage.seconds for stage in chain) + search._to_root(chain[-1].way)
+        made = [root, *(stage.made for stage in chain)]
+        stages = (
+            (waits(own, each.needs) + each.each_s).max() + each.rest_s for own, each in zip(made, chain, strict=False)
+        )
+        return sum(stages) + search._to_root(chain[-1].way)
 
     best = min(takes(chain) for chain in all_chains(search))
     plan = search.plan()
@@ -254,6 +259,6 @@ def test_what_is_fused_is_charged_for_computing_alone():
     assert fused
     device = search.cluster.devices[0]
     for stage in fused:
-        units = zip((search.graph.units[unit] for unit in stage.units), stage.boxes, strict=True)
-        computing = sum(max(unit_seconds(device, unit, box) for box in boxes_in(row)) for unit, row in units)
-        assert stage.seconds == pytest.approx(computing)
+        units = list(zip((search.graph.units[unit] for unit in stage.units), stage.boxes, strict=True))
+        computing = max(sum(unit_seconds(device, unit, boxes_in(row)[r]) for unit, row in units) for r in (0, 1))
+        assert stage.each_s.max() + stage.rest_s == pytest.approx(computing)

@@ -124,7 +124,7 @@ def _show_baseline(arguments: argparse.Namespace) -> int:
     if arguments.save:
         plan.save(arguments.save)
     if arguments.json:
-        found = {"estimated": True, "cluster": str(arguments.cluster), "scheme": name, "latency_s": takes}
+        found = {"estimated": True, "cluster": str(arguments.cluster), "best": name, "latency_s": takes}
         print(to_json({**found, "plan": plan.to_dict()}))
         return 0
     _, alone = next(undivided(graph, cluster, batch))

@@ -164,7 +164,7 @@ def alternatives(plan: Plan, cluster: Cluster, unit: int) -> list[Alternative]:
     picture = [Box.whole(graph.input_shape), *[Box()] * (count - 1)]
     for source, need in zip(graph.units[unit].inputs, Needs(graph)(unit, rows), strict=True):
         made = bounds(picture if source < 0 else plan.boxes[source])
-        moving = moving + rates.between(made[None], need)[0]
+        moving = moving + rates.seconds(made[None], need)
     found, seen = [], set()
     for row, label, compute_s, exchange_s in zip(rows, labels, compute.tolist(), moving.tolist(), strict=True):
         if row.tobytes() not in seen:

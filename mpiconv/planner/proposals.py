@@ -25,8 +25,11 @@ from mpiconv.planner.ways import alone, first_of_each, over, speeds_of, teams
 Proposals = Iterator[tuple[str, Plan]]
 """Plans, each with what it is called."""
 
-LEVELLED = 2
-"""How often shares are made anew from how long each device computes by those before."""
+TILTS = (1.0, 1.0, 0.5, 0.75, 1.35, 1.8)
+"""By which factors the root's share is changed, once all devices compute as long; the first two make them do so."""
+
+MOST_TILTED = 24
+"""Of more devices the root is one of many."""
 
 WEIGHTS = (1.0, 0.5)
 """What a second of sending counts in the search: some of it is hidden behind computing, which it does not look at."""
@@ -106,21 +109,22 @@ def published(graph: Graph, cluster: Cluster, batch: int = 1) -> Proposals:
 
 
 def levelled(graph: Graph, cluster: Cluster, batch: int, best: Plan) -> Proposals:
-    """What the search finds with shares after which all devices of the best split so far compute as long as each other.
+    """What the search finds with better shares than those of the best split so far.
 
-    Nothing where all devices are equal.
+    By level shares all devices compute as long as each other; then the root, which need not wait for its part of the
+    picture nor send its part of the answer, gets more of them, or less.
     """
     units = grouped(graph, "pool", "split")
-    if len(set(speeds_of(units, cluster, batch))) == 1:
-        return
     own = [alone(units, rank, len(cluster.devices)) for rank in first_of_each(cluster)]
-    for _ in range(LEVELLED):
-        shares = level_shares(best, estimate(best, cluster))
-        plan = Search(units, cluster, batch, [*own, *over(units, shares)]).plan()
+    shares = level_shares(best, estimate(best, cluster))
+    for factor in TILTS if len(cluster.devices) <= MOST_TILTED else TILTS[:1]:
+        tilted = [factor * share if rank == ROOT else share for rank, share in enumerate(shares)]
+        plan = Search(units, cluster, batch, [*own, *over(units, tilted)]).plan()
         if plan is None:
             return
         yield _name(plan, cluster), plan
-        best = plan
+        if factor == 1:
+            shares = level_shares(plan, estimate(plan, cluster))
 
 
 def level_shares(plan: Plan, timeline: Timeline) -> list[float]:

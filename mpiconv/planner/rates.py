@@ -21,7 +21,7 @@ class Rates:
     """What it takes to have maps change hands: every rank sends and receives one message at a time.
 
     Of more than ``FEW`` ranks those of one kind are taken to be alike, so that some of each are looked at, and what
-    goes over a shared medium is counted as if no two ranks had the same part of a map.
+    goes over a shared medium is counted as if no two ranks had the same part of a map. ``seen`` are those.
     """
 
     def __init__(self, cluster: Cluster, batch: int) -> None:
@@ -36,19 +36,29 @@ class Rates:
         copying_s = np.array([FLOAT_BYTES * batch / device.weight_bytes_per_s for device in devices])
         self._alpha_s = np.where(self._near, 0.0, alpha_s)
         self._per_element_s = np.where(self._near, copying_s[:, None], per_element_s) * off
-        self._seen = np.arange(count) if count <= FEW else _some(cluster)
+        self.seen = np.arange(count) if count <= FEW else _some(cluster)
 
     def between(self, own: np.ndarray, need: np.ndarray) -> np.ndarray:
-        """(a, b): s from each of some layouts (a, rank, 6) to each of some needs (b, rank, 6)."""
-        pairs = len(own) * len(self._seen) * own.shape[-2]
-        return in_turn(len(need), max(AT_ONCE // pairs, 1), lambda part: self.seconds(own[:, None], need[None, part]))
+        """(a, b, seen rank): ``waits`` from each of some layouts (a, rank, 6) to each of some needs (b, rank, 6)."""
+        pairs = len(own) * len(self.seen) * own.shape[-2]
+        return in_turn(len(need), max(AT_ONCE // pairs, 1), lambda part: self.waits(own[:, None], need[None, part]))
 
     def seconds(self, own: np.ndarray, need: np.ndarray) -> np.ndarray:
-        """Until every rank has what it needs: (..., rank, 6) bounds each, broadcast against each other.
+        """(...): s until every rank has what it needs; the arguments as of ``waits``."""
+        return np.asarray(self.waits(own, need).max(axis=-1))
 
-        Of one rank's map that several need all of, each hands on what it has, as in a binomial tree.
+    def waits(self, own: np.ndarray, need: np.ndarray) -> np.ndarray:
+        """S until each rank in ``seen`` has what it needs and has sent what others do.
+
+        A rank that needs something waits until those that send to it have sent all; on a shared medium until all is
+        sent. Of one rank's map that several need all of, each hands on what it has, as in a binomial tree.
+
+        Parameters
+        ----------
+        own, need
+            Bounds (..., rank, 6) of what each rank has and needs of a map, broadcast against each other.
         """
-        seen = self._seen
+        seen = self.seen
         out = sizes(common(own[..., seen, None, :], need[..., None, :, :]))
         out[..., np.arange(len(seen)), seen] = 0
         taken = out * self._per_element_s[seen]
@@ -65,11 +75,13 @@ class Rates:
             into[..., seen, np.arange(len(seen))] = 0
             received = (into * self._per_element_s[:, seen]).sum(axis=-2)
             far = self._all(own, need) if self._shared else None
-        busy = np.maximum(sent.max(axis=-1), received.max(axis=-1))
+        among = out[..., seen] > 0  # (..., source, target)
+        senders = np.where(among, sent[..., None], 0.0).max(axis=-2)
+        alphas = np.where(among, self._alpha_s[np.ix_(seen, seen)], 0.0).max(axis=-2)
+        arrived = np.maximum(received, senders)
         if far is not None:
-            busy = np.maximum(busy, far)
-        waits = np.where(out > 0, self._alpha_s[seen], 0.0).max(axis=(-1, -2))
-        return np.asarray(busy + waits)
+            arrived = np.maximum(arrived, far[..., None])
+        return np.asarray(np.maximum(np.where(received > 0, arrived + alphas, 0.0), sent))
 
     def _all(self, own: np.ndarray, need: np.ndarray) -> np.ndarray:
         """S that all of a map takes on a shared medium, for each rank what it needs and has not."""

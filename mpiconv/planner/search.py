@@ -30,15 +30,20 @@ from mpiconv.planner.ways import Way, ways
 class Leg:
     """All stages that begin with a block, and what they cost after each way of the block before.
 
-    ``moving_s[a, s]``: until every rank has what stage s needs of what way a has left; ``ends[s]``: the number of
-    blocks behind which stage s ends.
+    ``waits_s[a, s, r]``: until rank r has what it needs for stage s of what way a has left; ``each_s[s, r]`` and
+    ``rest_s[s]`` as of ``Stage``; ``ends[s]``: the number of blocks behind which stage s ends; ``ways[s]`` its way.
     """
 
     stages: tuple[Stage, ...]
     ends: np.ndarray
     ways: np.ndarray
-    seconds: np.ndarray
-    moving_s: np.ndarray
+    each_s: np.ndarray
+    rest_s: np.ndarray
+    waits_s: np.ndarray
+
+    def seconds(self, weight: float = 1.0) -> np.ndarray:
+        """(a, s): what stage s takes after way a; ``weight`` is what a second of sending counts."""
+        return np.asarray((weight * self.waits_s + self.each_s).max(axis=-1) + self.rest_s)
 
 
 class Search:
@@ -73,7 +78,8 @@ class Search:
                     tuple(stages),
                     np.array([self._block_after(stage) for stage in stages], int),
                     np.array([stage.way for stage in stages], int),
-                    np.array([stage.seconds for stage in stages]),
+                    np.stack([stage.each_s for stage in stages])[:, self._links.seen],
+                    np.array([stage.rest_s for stage in stages]),
                     self._links.between(made, np.stack([stage.needs for stage in stages])),
                 )
             )
@@ -107,8 +113,9 @@ class Search:
         before = np.full((len(self.blocks) + 1, count, 3), -1)  # leg, stage, way before
         for first, leg in enumerate(self.legs):
             start = spent[first] if first else np.zeros(1)
-            seconds = leg.seconds if price is None else leg.seconds + self._weights(leg) @ price
-            total = start[:, None] + weight * leg.moving_s + np.where(fine[leg.ways], seconds, np.inf)
+            total = start[:, None] + leg.seconds(weight) + np.where(fine[leg.ways], 0.0, np.inf)
+            if price is not None:
+                total = total + self._weights(leg) @ price
             origin = total.argmin(axis=0)
             least = total[origin, np.arange(len(leg.stages))]
             better = np.flatnonzero(least < spent[leg.ends, leg.ways])

@@ -23,14 +23,16 @@ class Stage:
     """Some units in a row that are split one way: what they cost by themselves, and where they lead.
 
     ``boxes[u]`` are the bounds (rank, 6) of what is computed of the u-th of its units; ``needs`` those of what each
-    rank needs of the map before.
+    rank needs of the map before. ``each_s`` (rank,) is how long each rank computes until something changes hands
+    again, ``rest_s`` what all take together from then on.
     """
 
     units: range
     way: int
     boxes: tuple[np.ndarray, ...]
     names: tuple[str, ...]
-    seconds: float
+    each_s: np.ndarray
+    rest_s: float
     needs: np.ndarray
 
     @property
@@ -67,12 +69,13 @@ class Stages:
         """All stages that end with a block, with the block that they begin with."""
         block = self.blocks[last]
         rows = [self.boxes[unit] for unit in block]
-        seconds = sum(self._costs(unit, boxes).max(axis=-1) for unit, boxes in zip(block, rows, strict=True))
+        each_s, *later = (self._costs(unit, boxes) for unit, boxes in zip(block, rows, strict=True))
+        rest_s = sum((seconds.max(axis=-1) for seconds in later), np.zeros(len(self._ways)))
         needs = {unit: self._needs(unit, boxes) for unit, boxes in zip(block, rows, strict=True)}
         for unit in block[:-1]:
-            seconds += self._links.seconds(rows[unit - block.start], self._read(unit, block, needs))
+            rest_s = rest_s + self._links.seconds(rows[unit - block.start], self._read(unit, block, needs))
         names = [way.names[block.start : block.stop] for way in self._ways]
-        yield last, self._staged(block, range(len(self._ways)), rows, names, seconds, self._before(block, needs))
+        yield last, self._staged(block, range(len(self._ways)), rows, names, each_s, rest_s, self._before(block, needs))
         yield from self._fused(last)
 
     def _fused(self, last: int) -> Iterator[tuple[int, list[Stage]]]:
@@ -83,7 +86,7 @@ class Stages:
         if not chosen:
             return
         needs = {stop - 1: self._needs(stop - 1, rows[0])}
-        seconds = self._costs(stop - 1, rows[0]).max(axis=-1)
+        each_s, nothing = self._costs(stop - 1, rows[0]), np.zeros(len(chosen))
         for first in range(last, max(last - self._most_fused, -1), -1):
             units = range(self.blocks[first].start, stop)
             for unit in range(min(self.blocks[first].stop - 1, stop - 2), units.start - 1, -1):
@@ -91,12 +94,13 @@ class Stages:
                     return
                 rows.insert(0, self._read(unit, range(unit, stop), needs))
                 needs[unit] = self._needs(unit, rows[0])
-                seconds = seconds + self._costs(unit, rows[0]).max(axis=-1)
+                each_s = each_s + self._costs(unit, rows[0])
             if any(self._graph.units[unit].opaque for unit in units):
                 return
             if len(units) > 1:
                 names = [("fused",) * (len(units) - 1) + (self._ways[way].names[stop - 1],) for way in chosen]
-                yield first, self._staged(units, chosen, rows, names, seconds, self._before(units, needs))
+                needed = self._before(units, needs)
+                yield first, self._staged(units, chosen, rows, names, each_s, nothing, needed)
 
     @staticmethod
     def _staged(
@@ -104,12 +108,13 @@ class Stages:
         ways_: Sequence[int],
         rows: Sequence[np.ndarray],
         names: Sequence[Sequence[str]],
-        seconds: np.ndarray,
+        each_s: np.ndarray,
+        rest_s: np.ndarray,
         needs: np.ndarray,
     ) -> list[Stage]:
         return [
-            Stage(units, way, tuple(boxes[at] for boxes in rows), tuple(names[at]), float(seconds[at]), needs[at])
-            for at, way in enumerate(ways_)
+            Stage(units, way, tuple(boxes[at] for boxes in rows), tuple(names[at]), each, float(rest), need)
+            for at, (way, each, rest, need) in enumerate(zip(ways_, each_s, rest_s, needs, strict=True))
         ]
 
     def _read(self, source: int, units: range, needs: dict[int, list[np.ndarray]]) -> np.ndarray:

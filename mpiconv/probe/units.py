@@ -80,7 +80,7 @@ class UnitProbe:
     budget_s
         About how long it may take; the first cases are measured then.
     rounds
-        How often each is measured.
+        How often each is measured; ``LEAST_ROUNDS`` at least, even if that takes longer.
     compute
         The local engine.
     pace
@@ -88,7 +88,8 @@ class UnitProbe:
     """
 
     def __init__(self, batch: int, budget_s: float, rounds: int, compute: str = "auto", pace: float = 1.0) -> None:
-        self.batch, self.budget_s, self.rounds, self.pace = batch, budget_s, rounds, pace
+        self.batch, self.budget_s, self.pace = batch, budget_s, pace
+        self.rounds = max(rounds, LEAST_ROUNDS)
         self.basis = basis_here(compute, emulated=pace > 1)
         self.clock = thread_time if torch.get_num_threads() == 1 else perf_counter
 
