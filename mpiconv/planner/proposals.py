@@ -119,12 +119,11 @@ def levelled(graph: Graph, cluster: Cluster, batch: int, best: Plan) -> Proposal
     shares = level_shares(best, estimate(best, cluster))
     for factor in TILTS if len(cluster.devices) <= MOST_TILTED else TILTS[:1]:
         tilted = [factor * share if rank == ROOT else share for rank, share in enumerate(shares)]
-        plan = Search(units, cluster, batch, [*own, *over(units, tilted)]).plan()
-        if plan is None:
-            return
-        yield _name(plan, cluster), plan
-        if factor == 1:
-            shares = level_shares(plan, estimate(plan, cluster))
+        search = Search(units, cluster, batch, [*own, *over(units, tilted)])
+        found = [plan for weight in WEIGHTS if (plan := search.plan(weight=weight)) is not None]
+        yield from ((_name(plan, cluster), plan) for plan in found)
+        if factor == 1 and found:
+            shares = level_shares(found[0], estimate(found[0], cluster))
 
 
 def level_shares(plan: Plan, timeline: Timeline) -> list[float]:
