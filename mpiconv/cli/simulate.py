@@ -34,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--batch", type=positive, default=1, metavar="N", help="pictures that travel together (default: %(default)s)"
     )
+    _add_devices(parser)
+    _add_split_and_output(parser)
+
+
+def _add_devices(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("devices and links")
     group.add_argument(
         "--devices",
@@ -75,6 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="both",
         help="send what several devices need once, to all of them: simulated only (default: %(default)s)",
     )
+
+
+def _add_split_and_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("split")
     group.add_argument(
         "--schemes",

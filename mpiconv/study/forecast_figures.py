@@ -138,19 +138,7 @@ def _map(plt: Any, question: Question, times: np.ndarray, about: str, _: Sequenc
             continue
         shown = best[:, :, m].T
         axes.pcolormesh(shown, cmap=colours, vmin=-0.5, vmax=len(schemes) - 0.5, edgecolor="white", linewidth=0.5)
-        for (k, j), scheme in np.ndenumerate(shown):
-            gain = times[j, k, m, 0] / times[j, k, m, scheme]
-            if scheme:
-                pale = schemes[scheme] in ("wpm", "fused", "replicated")
-                axes.text(
-                    j + 0.5,
-                    k + 0.5,
-                    f"{gain:.1f}",
-                    ha="center",
-                    va="center",
-                    fontsize="x-small",
-                    color="black" if pale else "white",
-                )
+        _write_gains(axes, shown, times[:, :, m], schemes)
         axes.set_xticks(np.arange(len(question.device_counts)) + 0.5, [str(n) for n in question.device_counts])
         axes.set_yticks(
             np.arange(len(question.rates_bytes_per_s)) + 0.5, [f"{rate / 1e6:g}" for rate in question.rates_bytes_per_s]
@@ -171,6 +159,15 @@ def _map(plt: Any, question: Question, times: np.ndarray, about: str, _: Sequenc
     title = f"{about}\nfastest scheme, and how many times faster than one device"
     figure.suptitle(title, x=0.01, ha="left", fontsize="medium")
     return figure
+
+
+def _write_gains(axes: Any, shown: np.ndarray, times: np.ndarray, schemes: Sequence[str]) -> None:
+    """Into every cell where a split is fastest, how many times faster than one device; ``shown`` is (rate, count)."""
+    for (k, j), scheme in np.ndenumerate(shown):
+        if scheme:
+            shade_of_text = "black" if schemes[scheme] in ("wpm", "fused", "replicated") else "white"
+            gain = f"{times[j, k, 0] / times[j, k, scheme]:.1f}"
+            axes.text(j + 0.5, k + 0.5, gain, ha="center", va="center", fontsize="x-small", color=shade_of_text)
 
 
 def fastest(times: np.ndarray) -> np.ndarray:
