@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from hashlib import blake2b
@@ -142,6 +142,11 @@ class Unit:
     def flops(self) -> int:
         """FLOPs of the whole unit for one picture."""
         return sum(layer.flops for layer in self.layers)
+
+    @cached_property
+    def memo(self) -> dict[Hashable, Any]:
+        """What was worked out of this unit before, for who asks the same again and again."""
+        return {}
 
     @cached_property
     def shape_key(self) -> str:

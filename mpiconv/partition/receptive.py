@@ -121,15 +121,24 @@ def _channels(layer: Layer, count: int, before: int, span: Span) -> Span:
 
 def layer_boxes(unit: Unit, box: Box) -> list[Box]:
     """The box of every layer's output that is computed for ``box`` of the unit's output, first layer first."""
-    boxes = [box]
-    for layer in reversed(unit.layers[1:]):
-        boxes.append(needed(layer, boxes[-1])[0])
-    return boxes[::-1]
+    return _worked_out(unit, box)[0]
 
 
 def unit_needs(unit: Unit, box: Box) -> tuple[Box, ...]:
     """The box of each of the unit's inputs that it needs to compute ``box`` of its output."""
-    return needed(unit.layers[0], layer_boxes(unit, box)[0])
+    return _worked_out(unit, box)[1]
+
+
+def _worked_out(unit: Unit, box: Box) -> tuple[list[Box], tuple[Box, ...]]:
+    """The boxes of the layers, and what is needed for them: planners ask for the same ones thousands of times."""
+    key = tuple(edge for span in box.spans for edge in (span.lo, span.hi))
+    found: tuple[list[Box], tuple[Box, ...]] | None = unit.memo.get(key)
+    if found is None:
+        boxes = [box]
+        for layer in reversed(unit.layers[1:]):
+            boxes.append(needed(layer, boxes[-1])[0])
+        found = unit.memo[key] = boxes[::-1], needed(unit.layers[0], boxes[-1])
+    return found
 
 
 def needs_of(unit: Unit, box: Box, source: int) -> list[Box]:

@@ -74,22 +74,21 @@ def lent(cluster: Cluster, rank: int) -> int:
 
 
 def named(graph: Graph, cluster: Cluster, batch: int) -> Proposals:
-    """Every scheme by equal shares and by speed, with every place for the head."""
+    """Every scheme by speed, with every place for the head."""
     count, names = len(cluster.devices), names_of(cluster)
     if count == 1:
         return
     shares = speeds_of(grouped(graph, "pool", "split"), cluster, batch)
-    uneven = max(shares) > min(shares)
+    how = "shares by speed" if max(shares) > min(shares) else "equal shares"
     fastest = max(range(count), key=lambda rank: shares[rank])
     heads: list[tuple[str, str | int]] = [("", "root"), (", head split", "split")]
     heads += [(f", head on {names[fastest]}", fastest)] if fastest != ROOT else []
     for scheme in SCHEMES:
         if scheme in NO_SPLIT:
             continue
-        for how, each in (("equal shares", [1.0] * count), ("shares by speed", shares))[: 1 + uneven]:
-            for words, head in heads:
-                plan = make_plan(graph, (batch, *graph.input_shape), scheme, count, each, "pool", head)
-                yield f"{scheme}, {how}{words}", plan
+        for words, head in heads:
+            plan = make_plan(graph, (batch, *graph.input_shape), scheme, count, shares, "pool", head)
+            yield f"{scheme}, {how}{words}", plan
 
 
 def searched(graph: Graph, cluster: Cluster, batch: int = 1) -> Proposals:
