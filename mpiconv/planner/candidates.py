@@ -10,7 +10,7 @@ from mpiconv.graph.grouping import grouped
 from mpiconv.partition.exchange import Exchange
 from mpiconv.partition.making import make_plan
 from mpiconv.partition.plan import Plan, at_work
-from mpiconv.partition.schedule import schedule, worth_overlapping
+from mpiconv.partition.schedule import Schedule, schedule, worth_overlapping
 from mpiconv.partition.schemes import NO_SPLIT, ROOT, SCHEMES
 from mpiconv.planner.cluster import Cluster
 from mpiconv.planner.search import Search
@@ -50,7 +50,7 @@ class Candidate:
         return [sum(self.plan.weight_bytes(unit, rank) for unit in units) for rank in range(self.plan.ranks)]
 
 
-def candidates(graph: Graph, cluster: Cluster, batch: int = 1) -> list[Candidate]:
+def candidates(graph: Graph, cluster: Cluster, batch: int = 1, *, search: bool = True) -> list[Candidate]:
     """All plans to choose from, the fastest by the simulation first; those are left out whose weights find no room.
 
     Parameters
@@ -61,12 +61,14 @@ def candidates(graph: Graph, cluster: Cluster, batch: int = 1) -> list[Candidate
         Its device 0 has the pictures and gets the answers.
     batch
         N, the number of pictures that travel together.
+    search
+        Whether those are among them that a search finds, which takes longest.
     """
     found, seen = [], set()
     for name, plan in (
         *undivided(graph, cluster, batch),
         *named(graph, cluster, batch),
-        *searched(graph, cluster, batch),
+        *(searched(graph, cluster, batch) if search else ()),
     ):
         made = (tuple(plan.graph.unit_names), plan.boxes)
         candidate = Candidate(name, plan, estimate(plan, cluster))
@@ -97,6 +99,11 @@ def searched(graph: Graph, cluster: Cluster, batch: int = 1) -> Iterator[tuple[s
 
 def estimate(plan: Plan, cluster: Cluster) -> Timeline:
     """How a frame goes by a plan on a cluster, as ``distribute`` would run it there."""
+    return simulate(scheduled(plan, cluster), cluster)
+
+
+def scheduled(plan: Plan, cluster: Cluster) -> Schedule:
+    """What a plan comes to on a cluster's hosts and links."""
     hosts = [device.host for device in cluster.devices]
     slowest = max((1 / link.beta_bytes_per_s for link in cluster.links), default=0.0)
 
@@ -106,7 +113,7 @@ def estimate(plan: Plan, cluster: Cluster) -> Timeline:
     def overlap(spread: Exchange) -> bool:
         return medium(spread) == "messages" and worth_overlapping(plan, spread, slowest)
 
-    return simulate(schedule(plan, medium, overlap=overlap), cluster)
+    return schedule(plan, medium, overlap=overlap)
 
 
 def speed_shares(cluster: Cluster) -> list[float]:
