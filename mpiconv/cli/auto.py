@@ -41,14 +41,18 @@ def wants_auto(arguments: argparse.Namespace, ranks: int) -> bool:
 def find_cluster(arguments: argparse.Namespace, team: Team, pace: float) -> Cluster | None:
     """The devices and links of this job: from the file, or measured in a few seconds. Collective.
 
-    None where the planner is not to choose. Raises UsageError on every rank for options that do not go together, and
-    MpiconvError for a file of other devices than are running.
+    None where nothing is to be planned, neither at the start (``wants_auto``) nor later (--rebalance).
+
+    Raises UsageError on every rank for options that do not go together, and MpiconvError for a file of other devices
+    than are running.
     """
-    if not wants_auto(arguments, team.size):
+    if wants_auto(arguments, team.size):
+        arguments.scheme = AUTO
+        on_root(team, lambda: _check(arguments))
+    else:
         on_root(team, lambda: _check_named(arguments))
-        return None
-    arguments.scheme = AUTO
-    on_root(team, lambda: _check(arguments))
+        if not arguments.rebalance or team.size == 1:
+            return None
     if not arguments.cluster:
         return probe(team, ROUNDS, pace, arguments.dilation)[0]
 
@@ -75,7 +79,7 @@ def _check(arguments: argparse.Namespace) -> None:
 def _check_named(arguments: argparse.Namespace) -> None:
     """Raise UsageError for an option that is for the planner where a plan is named."""
     for name in ("cluster", "plan_by"):
-        if getattr(arguments, name):
+        if getattr(arguments, name) and not (name == "cluster" and arguments.rebalance):
             raise UsageError(
                 f"--{name.replace('_', '-')} is for --scheme {AUTO}: leave it out, or leave out what says how to split"
             )

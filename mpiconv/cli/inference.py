@@ -16,7 +16,7 @@ from mpiconv.cli import auto
 from mpiconv.cli.crowding import crowded
 from mpiconv.cli.gain import gain_over_one
 from mpiconv.cli.notes import note
-from mpiconv.cli.options import pace_of, settings_of
+from mpiconv.cli.options import check_injected, pace_of, settings_of
 from mpiconv.cli.running import Running
 from mpiconv.cli.saving import Results, check_outputs
 from mpiconv.cli.sending import sending_bar
@@ -62,13 +62,14 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     startup.done("imports and MPI")
 
     pace = pace_of(arguments, team.rank, team.size)
+    check_injected(arguments, team.size)
     cluster = auto.find_cluster(arguments, team, pace)
     if cluster is not None and team.size > 1:
         startup.done("probe")
 
     def ready() -> Job:
         check_outputs(arguments)
-        return prepare(arguments, team.size, cluster)
+        return prepare(arguments, team.size, cluster if auto.wants_auto(arguments, team.size) else None)
 
     job = on_root(team, ready, what="loading the network and the pictures")
     crowd = crowded(arguments, team)
@@ -85,7 +86,7 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     if job is None:
         done = net.follow(stopping.look)
     else:
-        running = Running(arguments, job, net, stopping, startup)
+        running = Running(arguments, job, net, stopping, startup, cluster)
         results = _results(running, net, startup)
         running.run_all(results)
         net.dismiss()
@@ -133,6 +134,9 @@ def _results(running: Running, net: DistributedNet, startup: Startup) -> Results
         found = _attributes(arguments, running.job, check, net, record, ended_early) | about
         if running.tried:
             found["auto_tried"] = to_json(auto.as_list(running.tried))
+        if running.rebalancing is not None:
+            found["events"] = to_json(running.rebalancing.events)
+            found["measured_from"] = running.done - net.reports.measured
         write_results(arguments.output, record, running.job.profile, found | {"startup_s": startup.seconds})
 
     return Results(arguments, write)
@@ -175,7 +179,9 @@ def _finish(
     if ended_early and results.path:
         launcher.tell(f"mpiconv: note: results of {counted(len(record.latency_s), 'repeat')} in {results.path}")
     if arguments.json:
-        tried = {"auto": auto.as_list(running.tried)} if running.tried else {}
+        tried: dict[str, Any] = {"auto": auto.as_list(running.tried)} if running.tried else {}
+        if running.rebalancing is not None:
+            tried |= {"events": running.rebalancing.events, "measured_from": running.done - running.measured}
         print(
             to_json(_report(job, record, predictions, check, results) | _weights(net) | right | tried | {"gain": gain})
         )
@@ -252,7 +258,7 @@ def _attributes(
         "same_host": "shared memory" if net.sharing else "messages",
         "in_flight": net.settings.in_flight,
         "overlap": ",".join(net.overlapped) or "off",
-        "emulated": "yes" if max(arguments.pace) > 1 or arguments.dilation > 1 else "no",
+        "emulated": "yes" if max(arguments.pace) > 1 or arguments.dilation > 1 or arguments.inject else "no",
         "mpi_library": MPI.Get_library_version().strip("\0 \n"),
         "torch_version": str(torch.__version__),
         **found,
@@ -294,6 +300,8 @@ def _notes(arguments: argparse.Namespace, job: Job, crowd: list[str]) -> None:
     notes = crowd[:]
     if job.plan.ranks == 1:
         notes.append("running on one rank; start more with: mpirun -n 2 mpiconv run ... (README: across devices)")
+        if arguments.rebalance:
+            notes.append("--rebalance has nothing to do on one rank")
     units = len(job.plan.graph.body)
     for rank, names in idle(job.plan).items() if job.cluster is None else ():
         where = "any unit" if len(names) == units else ", ".join(names)

@@ -14,11 +14,12 @@ from mpiconv.partition import Plan
 from mpiconv.partition.making import fitted
 from mpiconv.partition.schemes import ROOT
 from mpiconv.runtime.builder import Builder, Built
-from mpiconv.runtime.engine import Engine
+from mpiconv.runtime.engine import Act, Engine
 from mpiconv.runtime.feed import OpenStream
 from mpiconv.runtime.health import Health
-from mpiconv.runtime.orders import Kind, Order
+from mpiconv.runtime.orders import Kind, Order, Orders
 from mpiconv.runtime.recording import Recorder
+from mpiconv.runtime.reports import Reports
 from mpiconv.runtime.settings import Settings
 
 
@@ -34,8 +35,8 @@ class Session:
     sharing, overlapped
         Whether this rank exchanges maps with others of its host through memory that they share, and the units whose
         output is sent piece by piece while the rest is computed.
-    no_meter
-        Why this rank's host has no power meter; empty if it has, or if another rank looks after it.
+    no_meter, reports
+        Why this rank's host has no power meter, empty if it has or another rank does it; what the last frames took.
     tracing_s
         s that the root took to trace the model and to compare what was traced with it.
     weights_received_bytes, weights_stored_bytes
@@ -48,7 +49,9 @@ class Session:
         self._open = OpenStream()
         self._recorder = Recorder(team, built)
         self.no_meter = self._recorder.no_meter
-        self._engine = Engine(team, built.slots, self._recorder, settings.wait, self._adopt)
+        self.reports = Reports(team, self._recorder, orders := Orders(team))
+        acts: dict[Kind, Act] = {Kind.ADOPT: self._adopt, Kind.REPORT: self.reports.send}
+        self._engine = Engine(orders, built.slots, self._recorder, settings.wait, acts)
         self._health = Health(team)
         self._take(built)
         self._forget()
