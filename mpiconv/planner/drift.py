@@ -25,8 +25,8 @@ FEW, FEW_SIGMA = 16, 0.08
 KEPT = 60
 """On so many spreads the estimate of the noise is based at most."""
 
-MIDDLE, OUTER = 0.69, 1.80
-"""The median and the 0.9 quantile of the spreads of three frames, for normal noise of deviation 1."""
+MIDDLE, OUTER = 0.69, 1.36
+"""The median and the 0.8 quantile of the spreads of three frames, for normal noise of deviation 1."""
 
 
 class Drift:
@@ -66,8 +66,11 @@ class Drift:
 
     @property
     def changed(self) -> bool:
-        """Whether the level has changed."""
-        return len(self._off) >= IN_A_ROW
+        """Whether the level has changed: windows in a row are off, and all their frames but one by half a change."""
+        if self.level is None or len(self._off) < IN_A_ROW:
+            return False
+        off = np.concatenate(self._off) - math.log(self.level)
+        return int((off * np.sign(np.median(off)) < math.log(CHANGE) / 2).sum()) <= 1
 
     @property
     def now(self) -> float | None:
@@ -90,11 +93,11 @@ class Drift:
     def _window_sigma(self, frames: int) -> float:
         """The standard deviation of a window's median: about 1.25 of that of a frame over the root of their number.
 
-        That of a frame is what half of the spreads says, or the outer tenth, where the noise has a tail; the divisors
+        That of a frame is what half of the spreads says, or the outer fifth, where the noise has a tail; the divisors
         are what these are for three frames of normal noise of deviation 1.
         """
         spreads = sorted(self._spreads)
-        sigma = max(spreads[len(spreads) // 2] / MIDDLE, spreads[9 * len(spreads) // 10] / OUTER)
+        sigma = max(spreads[len(spreads) // 2] / MIDDLE, spreads[4 * len(spreads) // 5] / OUTER)
         if len(self._spreads) < FEW:
             sigma = max(sigma, FEW_SIGMA)
         return 1.25 * sigma / math.sqrt(frames)
