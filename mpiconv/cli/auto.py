@@ -57,16 +57,18 @@ def find_cluster(
     """The devices and links of this job: from the file, or measured in a few seconds. Collective.
 
     Times of the units of ``network``, which the root builds, are measured where none are kept. Where the planner is not
-    to choose they are read from the file to predict for; None without one. Raises UsageError on every rank for options
-    that do not go together, and MpiconvError for a file of other devices than are running.
+    to choose, now or later (--rebalance), they are read from the file to predict for; None without one. Raises
+    UsageError on every rank for options that do not go together, and MpiconvError for a file of other devices than are
+    running.
     """
     chosen = wants_auto(arguments, team.size)
     if chosen:
         arguments.scheme = AUTO
     chosen = chosen or wants_baseline(arguments)
     on_root(team, lambda: _check(arguments) if chosen else _check_named(arguments))
+    wanted = chosen or (arguments.rebalance and team.size > 1)
     if not arguments.cluster:
-        if not chosen:
+        if not wanted:
             return None
         graph = on_root(team, network, what="loading the network")
         found, _ = probe(team, ROUNDS, pace, arguments.dilation)

@@ -62,13 +62,14 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     startup.done("imports and MPI")
 
     pace = pace_of(arguments, team.rank, team.size)
+    _check_injected(arguments, team.size)
     cluster = auto.find_cluster(arguments, team, pace, lambda: build_graph(arguments))
     if cluster is not None and team.size > 1:
         startup.done("probe")
 
     def ready() -> Job:
         check_outputs(arguments)
-        return prepare(arguments, team.size, cluster)
+        return prepare(arguments, team.size, cluster if auto.wants_auto(arguments, team.size) else None)
 
     job = on_root(team, ready, what="loading the network and the pictures")
     crowd = crowded(arguments, team)
@@ -85,7 +86,7 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     if job is None:
         done = net.follow(stopping.look)
     else:
-        running = Running(arguments, job, net, stopping, startup)
+        running = Running(arguments, job, net, stopping, startup, cluster)
         results = _results(running, net, startup)
         running.run_all(results)
         net.dismiss()
@@ -105,6 +106,13 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
         status = _finish(running, record, net, ended_early, startup, results, gain, not_finite)
     leave(team)
     return status
+
+
+def _check_injected(arguments: argparse.Namespace, ranks: int) -> None:
+    """Raise UsageError where something is to happen to a rank that is not there."""
+    for each in arguments.inject:
+        if each.rank >= ranks:
+            raise UsageError(f"--inject slows rank {each.rank}, and ranks 0 to {ranks - 1} are running")
 
 
 def _with_file(arguments: argparse.Namespace, settings: Settings, team: Team) -> Settings:
@@ -133,6 +141,9 @@ def _results(running: Running, net: DistributedNet, startup: Startup) -> Results
         found = _attributes(arguments, running.job, check, net, record, ended_early) | about
         if running.tried:
             found["auto_tried"] = to_json(auto.as_list(running.tried))
+        if running.rebalancing is not None:
+            found["events"] = to_json(running.rebalancing.events)
+            found["measured_from"] = running.done - net.reports.measured
         found["startup_s"] = startup.seconds
         predicted = running.job.predicted
         stamps_s = None if predicted is None else predicted.stamps_s
@@ -178,7 +189,9 @@ def _finish(
     if ended_early and results.path:
         launcher.tell(f"mpiconv: note: results of {counted(len(record.latency_s), 'repeat')} in {results.path}")
     if arguments.json:
-        tried = {"auto": auto.as_list(running.tried)} if running.tried else {}
+        tried: dict[str, Any] = {"auto": auto.as_list(running.tried)} if running.tried else {}
+        if running.rebalancing is not None:
+            tried |= {"events": running.rebalancing.events, "measured_from": running.done - running.measured}
         print(
             to_json(_report(job, record, predictions, check, results) | _weights(net) | right | tried | {"gain": gain})
         )
@@ -255,7 +268,7 @@ def _attributes(
         "same_host": "shared memory" if net.sharing else "messages",
         "in_flight": net.settings.in_flight,
         "overlap": ",".join(net.overlapped) or "off",
-        "emulated": "yes" if max(arguments.pace) > 1 or arguments.dilation > 1 else "no",
+        "emulated": "yes" if max(arguments.pace) > 1 or arguments.dilation > 1 or arguments.inject else "no",
         "mpi_library": MPI.Get_library_version().strip("\0 \n"),
         "torch_version": str(torch.__version__),
         **found,
@@ -298,6 +311,8 @@ def _notes(arguments: argparse.Namespace, job: Job, crowd: list[str]) -> None:
     notes = crowd[:]
     if job.plan.ranks == 1:
         notes.append("running on one rank; start more with: mpirun -n 2 mpiconv run ... (README: across devices)")
+        if arguments.rebalance:
+            notes.append("--rebalance has nothing to do on one rank")
     units = len(job.plan.graph.body)
     for rank, names in idle(job.plan).items() if not job.trials else ():
         where = "any unit" if len(names) == units else ", ".join(names)

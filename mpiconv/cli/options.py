@@ -7,12 +7,13 @@ import math
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mpiconv.errors import UsageError
 from mpiconv.graph.grouping import GATHERS
 from mpiconv.runtime import choices
+from mpiconv.runtime.emulation import injected
 from mpiconv.words import counted
 
 if TYPE_CHECKING:
@@ -114,8 +115,8 @@ def add_split_options(parser: argparse.ArgumentParser, *, usual: str) -> None:
     )
 
 
-def add_emulation_options(parser: argparse.ArgumentParser) -> None:
-    """Emulate slower devices on this machine: pace and time dilation."""
+def add_emulation_options(parser: argparse.ArgumentParser, *, inject: bool = False) -> None:
+    """Emulate slower devices on this machine: pace and time dilation, and what is to happen in the middle of a run."""
     group = parser.add_argument_group("emulation (set by scripts/testbed.py)")
     group.add_argument(
         "--pace",
@@ -131,6 +132,16 @@ def add_emulation_options(parser: argparse.ArgumentParser) -> None:
         metavar="D",
         help="all was slowed down so many times, links too: report times divided by it (default: 1)",
     )
+    if inject:
+        group.add_argument(
+            "--inject",
+            type=injected,
+            action="append",
+            default=[],
+            metavar="slow:rank=R,frame=F,factor=X",
+            help="from inference F on, counted from 0 after the warm-up, rank R computes X times slower than its pace; "
+            "several times for several of them",
+        )
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -217,6 +228,7 @@ def settings_of(arguments: argparse.Namespace, pace: float) -> Settings:
         same_host=arguments.same_host,
         in_flight=arguments.in_flight,
         pace=pace,
+        inject=tuple(str(replace(each, frame=each.frame + arguments.warmup)) for each in arguments.inject),
         dilation=arguments.dilation,
         guard=arguments.guard,
         selfcheck=not arguments.no_selfcheck,

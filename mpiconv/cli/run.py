@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_measuring(parser)
     add_engine_options(parser)
     add_rank_timeout(parser)
-    add_emulation_options(parser)
+    add_emulation_options(parser, inject=True)
     _add_output(parser)
 
 
@@ -73,6 +73,14 @@ def _add_planning(parser: argparse.ArgumentParser) -> None:
         "fewer than 20 repeats)",
     )
     add_memory_limit(planning)
+
+    planning.add_argument(
+        "--rebalance",
+        action="store_true",
+        help="watch what the ranks take, and run by a better plan from the next picture on once a device or a link has "
+        "become slower or faster and that pays for the rest of the run; with any scheme or plan. What is reported and "
+        "written is of the pictures since then",
+    )
 
 
 def _add_measuring(parser: argparse.ArgumentParser) -> None:

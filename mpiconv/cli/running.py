@@ -14,13 +14,16 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from mpiconv.cli.notes import note
 from mpiconv.cli.saving import Results
 from mpiconv.cli.setup import Job, repeats_of
 from mpiconv.cli.startup import Startup
 from mpiconv.data.pictures import ahead
 from mpiconv.job.stopping import Stopping
 from mpiconv.job.world import on_terminal
+from mpiconv.planner.cluster import Cluster
 from mpiconv.runtime.net import DistributedNet
+from mpiconv.runtime.rebalance import Rebalance
 from mpiconv.runtime.trials import Trial, choose
 from mpiconv.study.answers import answers as answers_of
 
@@ -41,12 +44,22 @@ class Running:
     measured
         How many inferences were run by the plan that stayed, and measured; where a signal ended the trials, those of
         the last plan.
+    rebalancing
+        What adopts other plans meanwhile; None where nothing does.
     """
 
     def __init__(
-        self, arguments: argparse.Namespace, job: Job, net: DistributedNet, stopping: Stopping, startup: Startup
+        self,
+        arguments: argparse.Namespace,
+        job: Job,
+        net: DistributedNet,
+        stopping: Stopping,
+        startup: Startup,
+        cluster: Cluster | None = None,
     ) -> None:
         self.arguments, self.job, self._net = arguments, job, net
+        self._cluster = cluster
+        self.rebalancing: Rebalance | None = None
         self._stopping, self._startup = stopping, startup
         self.outputs: list[Any] = []
         self.done, self.measured, self.tried = 0, 0, list[Trial]()
@@ -72,13 +85,29 @@ class Running:
                 tqdm(total=frames, desc="inferences", unit="", disable=hidden, file=sys.stderr)
             )
             self._try_plans(batches, frames)
-            self.measured, before = len(net.record.latency_s), self.done
+            if arguments.rebalance and self._cluster is not None:
+                self.rebalancing = Rebalance(net, self._cluster, self._tell)
             more = True
             while more:
                 for _ in self._run(results.until_due(batches)):
-                    pass
+                    self._rebalance(frames)
                 more = results.save_so_far(net, self.done < frames and not self._stopping.look())
-            self.measured += self.done - before
+            self.measured = net.reports.measured
+        if self.rebalancing is not None:
+            self.rebalancing.end()
+
+    def _rebalance(self, frames: int) -> None:
+        """Have another plan adopted if that pays; what was measured by the one before is forgotten."""
+        if self.rebalancing is None or self._stopping.look():
+            return
+        if self.rebalancing.after_picture(self.done, frames - self.done):
+            self.job = replace(self.job, plan=self._net.plan)
+
+    def _tell(self, text: str) -> None:
+        """A line on stderr above the bar."""
+        if not self.arguments.quiet:
+            self._bar.clear()
+            note(text)
 
     def _try_plans(self, batches: Iterator[torch.Tensor], frames: int) -> None:
         """Find the fastest of the plans to try, if there are several, and run by it from now on."""
@@ -113,4 +142,10 @@ class Running:
                 self._answers.add({key: line[key] for key in ("index", "label", "score")})
 
     def _until_signal(self, batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        return itertools.takewhile(lambda _: not self._stopping.look(), batches)
+        return itertools.takewhile(lambda _: not self._stopping.look() or self._unmeasured, batches)
+
+    @property
+    def _unmeasured(self) -> bool:
+        """Whether another plan was adopted that nothing was measured of yet: there has to be something to write."""
+        adopted = self.rebalancing is not None and self.rebalancing.events
+        return bool(adopted) and not self._net.reports.measured

@@ -96,6 +96,7 @@ def candidates(
     *,
     memory_limits: Sequence[float | None] | None = None,
     in_flight: int = 1,
+    search: bool = True,
     tell: Callable[[str], object] = lambda _: None,
 ) -> list[Candidate]:
     """All plans to choose from, the fastest by the simulation first; only those for which every device has the memory.
@@ -112,6 +113,8 @@ def candidates(
         The most B that each rank may take for the network, None for what its device's memory allows.
     in_flight
         How many batches are under way at a time.
+    search
+        Whether those are among them that a search finds, or a baseline; these take longest.
     tell
         Called with a sentence where no split keeps within ``memory_limits``, so that one device does all.
 
@@ -132,9 +135,9 @@ def candidates(
             candidate = _candidate(name, plan, cluster, in_flight)
             (found if limits.broken(candidate.memory) is None else left_out).append(candidate)
 
-    for propose in (undivided, named, searched, published):
+    for propose in (undivided, named, *((searched, published) if search else ())):
         sort(propose(graph, cluster, batch))
-    if splits := [each for each in found if each.divided]:
+    if search and (splits := [each for each in found if each.divided]):
         sort(levelled(graph, cluster, batch, min(splits, key=lambda each: each.latency_s).plan))
     if left_out:
         sort(lighter(graph, cluster, batch, limits))

@@ -83,12 +83,12 @@ class Device:
         return {key: UnitTimes(points) for key, points in self.unit_seconds.items()}
 
     def faster(self, factor: float) -> Device:
-        """The same device, so many times as fast."""
-        speeds = {kind: factor * speed for kind, speed in self.gflop_per_s.items()}
+        """The same device, so many times as fast, as far as numbers go."""
+        speeds = {kind: min(factor * speed, LARGEST / 10) for kind, speed in self.gflop_per_s.items()}
         times = {
             key: [(c, r, w, n, s / factor) for c, r, w, n, s in points] for key, points in self.unit_seconds.items()
         }
-        rate = factor * self.weight_bytes_per_s
+        rate = min(factor * self.weight_bytes_per_s, LARGEST / 10)
         return replace(self, gflop_per_s=speeds, weight_bytes_per_s=rate, unit_seconds=times)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -10,7 +10,6 @@ import torch
 
 from mpiconv.errors import UsageError
 from mpiconv.graph.outputs import with_tensors
-from mpiconv.job.team import Team
 from mpiconv.job.waiting import Awaited
 from mpiconv.partition.schemes import ROOT
 from mpiconv.runtime.feed import Feed
@@ -18,6 +17,9 @@ from mpiconv.runtime.frames import Slot
 from mpiconv.runtime.orders import CALLS, Kind, Order, Orders
 from mpiconv.runtime.queue import Frame, Queue
 from mpiconv.runtime.recording import Recorder
+
+Act = Callable[[], object]
+"""What a rank does as rank 0 orders."""
 
 
 class Engine:
@@ -33,10 +35,10 @@ class Engine:
         The number of the next frame.
     """
 
-    def __init__(self, team: Team, recorder: Recorder, wait: str, adopt: Callable[[], object]) -> None:
-        """``adopt`` does what is to be done where rank 0 orders that another plan be adopted."""
-        self._team, self._recorder, self._adopt_as_ordered = team, recorder, adopt
-        self.orders, self.number = Orders(team), 0
+    def __init__(self, orders: Orders, recorder: Recorder, wait: str, acts: Mapping[Kind, Act]) -> None:
+        """``acts`` are what is done for ADOPT, when no frame is under way, and for REPORT, whenever that is ordered."""
+        self._team, self._recorder, self._acts = recorder.team, recorder, acts
+        self.orders, self.number = orders, 0
         self._wait, self._queue = wait, Queue(())
         self.adopt(())
 
@@ -50,16 +52,15 @@ class Engine:
     def close(self) -> None:
         """Let go of the slots and of who makes others."""
         self.adopt(())
-        self._adopt_as_ordered = tuple
+        self._acts = {}
 
     def next_kind(self) -> Kind:
-        """Wait for the next order and look at it without taking it; ADOPT is obeyed right away. Not on rank 0."""
+        """Wait for the next order and look at it without taking it; acts are done right away. Not on rank 0."""
         while True:
             self._waiting.all(self.orders.awaited())
-            if self.orders.first.kind is not Kind.ADOPT:
+            if self.orders.first.kind not in self._acts:
                 return self.orders.first.kind
-            self.orders.take()
-            self._adopt_as_ordered()
+            self._acts[self.orders.take().kind]()
 
     def frames(self, feed: Feed | None) -> Iterator[Any]:
         """The outputs of all batches in order; without a feed until rank 0 orders something else, which is left."""
@@ -72,9 +73,8 @@ class Engine:
                 order = self.orders.first
                 if order.kind is Kind.RUN and self.slots[order.slot] in self._queue.idle:
                     self.run()
-                elif order.kind is Kind.ADOPT and not self._queue.active:
-                    self.orders.take()
-                    self._adopt_as_ordered()
+                elif order.kind is Kind.REPORT or (order.kind is Kind.ADOPT and not self._queue.active):
+                    self._acts[self.orders.take().kind]()
                 elif order.kind in (Kind.RUN, Kind.ADOPT):
                     break  # once there is room
                 elif order.kind is Kind.END:

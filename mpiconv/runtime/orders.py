@@ -28,6 +28,7 @@ class Kind(IntEnum):
     DISMISS = 6
     CLOSE = 7
     ADOPT = 8
+    REPORT = 9
 
 
 CALLS = {
@@ -39,6 +40,7 @@ CALLS = {
     Kind.DISMISS: "dismissed the ranks that follow",
     Kind.CLOSE: "closed the network",
     Kind.ADOPT: "adopted another plan",
+    Kind.REPORT: "asked for a report",
 }
 """What rank 0 did that gave the order, for messages."""
 

@@ -24,11 +24,14 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """One rank's stamps and counts since the last ``reset``, and the record of all ranks from them."""
+    """One rank's stamps and counts since the last ``reset``, and the record of all ranks from them.
+
+    ``begun`` is how many frames it began in all, whatever was reset since.
+    """
 
     def __init__(self, team: Team, built: Built) -> None:
         self.team = team
-        self._paused = False
+        self._paused, self.begun = False, 0
         hosts = team.hosts
         self._meter, self.no_meter = find_meter() if hosts.index(hosts[team.rank]) == team.rank else (None, "")
         self.adopt(built)
@@ -44,6 +47,10 @@ class Recorder:
         """Note frame ``number``: its start, the ends of every unit's exchange and computing; what it took here."""
         self._stamps.add(number, stamps, latency_s)
         self.calls += 1
+
+    def last(self, count: int) -> np.ndarray:
+        """(count, 2 x units + 2): the stamps and the latency of the last frames; NaN where there were fewer."""
+        return self._stamps.last(count)
 
     @property
     def measured(self) -> int:
@@ -65,6 +72,9 @@ class Recorder:
 
     def go_on(self) -> None:
         """A frame starts: go on measuring energy, which ``record`` had paused."""
+        for paced in self._paced:
+            paced.frame = self.begun
+        self.begun += 1
         if self._paused and self._meter is not None:
             self._meter.resume()
         self._paused = False

@@ -14,11 +14,12 @@ from mpiconv.partition import Plan
 from mpiconv.partition.making import fitted
 from mpiconv.partition.schemes import ROOT
 from mpiconv.runtime.builder import Builder, Built
-from mpiconv.runtime.engine import Engine
+from mpiconv.runtime.engine import Act, Engine
 from mpiconv.runtime.feed import OpenStream
 from mpiconv.runtime.health import Health
-from mpiconv.runtime.orders import Kind, Order
+from mpiconv.runtime.orders import Kind, Order, Orders
 from mpiconv.runtime.recording import Recorder
+from mpiconv.runtime.reports import Reports
 from mpiconv.runtime.settings import Settings
 
 
@@ -34,8 +35,8 @@ class Session:
     sharing, overlapped
         Whether this rank exchanges maps with others of its host through memory that they share, and the units whose
         output is sent piece by piece while the rest is computed.
-    no_meter
-        Why this rank's host has no power meter; empty if it has, or if another rank looks after it.
+    no_meter, reports
+        Why this rank's host has no power meter, empty if it has or another rank does it; what the last frames took.
     tracing_s
         s that the root took to trace the model and to compare what was traced with it.
     weights_received_bytes, weights_stored_bytes
@@ -48,14 +49,16 @@ class Session:
         self._open = OpenStream()
         self._recorder = Recorder(team, built)
         self.no_meter = self._recorder.no_meter
-        self._engine = Engine(team, self._recorder, settings.wait, self._adopt)
-        self._engine.adopt(built.slots, asleep=built.lends)
+        self.reports = Reports(team, self._recorder, orders := Orders(team))
+        acts: dict[Kind, Act] = {Kind.ADOPT: self._adopt, Kind.REPORT: self.reports.send}
+        self._engine = Engine(orders, self._recorder, settings.wait, acts)
         self._health = Health(team)
         self._take(built)
         self._forget()
 
     def _take(self, built: Built) -> None:
         """Make a plan that was built the one that runs. Collective."""
+        self._engine.adopt(built.slots, asleep=built.lends)
         self._built, self.plan, self.weight_bytes = built, built.plan, built.weight_bytes
         self.overlapped, self.sharing = built.overlapped, built.slots[0].sharing
         self._health.progress.want(built.messages and (bool(built.overlapped) or self.settings.in_flight > 1))
@@ -130,7 +133,6 @@ class Session:
         before = sum(self.weights_received_bytes)
         self._built.close()
         built = self._builder.build(Plan.from_dict(found) if plan is None else plan)
-        self._engine.adopt(built.slots, asleep=built.lends)
         self._recorder.adopt(built)
         self._take(built)
         self._forget()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from mpiconv.errors import UsageError
 from mpiconv.runtime.choices import GUARDS, OVERLAPS, SAME_HOSTS, WAITS, WIRES
 from mpiconv.runtime.compute.engines import computes
+from mpiconv.runtime.emulation import injected
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class Settings:
         How many batches ``stream`` has under way at a time.
     pace
         How many times slower than its core this rank computes, to emulate a slower device: it sleeps in between.
+    inject
+        What devices are slowed by in the middle of the run, each as ``emulation.injected`` reads it, in frames from the
+        first one that is run.
     dilation
         By how much everything was slowed down, links too: the times of the merged record are divided by it.
     guard
@@ -62,6 +66,7 @@ class Settings:
     in_flight: int = 1
     pace: float = 1.0
     dilation: float = 1.0
+    inject: tuple[str, ...] = ()
     guard: str = "auto"
     selfcheck: bool = True
     rank_timeout_s: float | None = None
@@ -83,6 +88,8 @@ class Settings:
             raise UsageError(f"{self.in_flight} batches in flight: 1 is the least")
         if self.rank_timeout_s is not None and not 0 <= self.rank_timeout_s < float("inf"):
             raise UsageError(f"a rank timeout of {self.rank_timeout_s:g} s: 0 or more is wanted, 0 for none")
+        for text in self.inject:
+            injected(text)
         for name in ("pace", "dilation"):
             value = getattr(self, name)
             if not 1 <= value < float("inf"):

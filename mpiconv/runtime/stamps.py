@@ -50,6 +50,13 @@ class Stamps:
         rows = self._rows[: self.kept][np.argsort(self._numbers[: self.kept])]
         return rows[:, : self.width], rows[:, self.width].copy()
 
+    def last(self, count: int) -> np.ndarray:
+        """(count, width + 1): the times and the latency of the last frames kept; NaN before the first of all."""
+        found = np.full((count, self.width + 1), np.nan)
+        there = min(count, self.kept)
+        found[count - there :] = self._rows[self.kept - there : self.kept]
+        return found
+
     def _thin(self) -> None:
         self.every *= 2
         stay = self._numbers % self.every == 0
