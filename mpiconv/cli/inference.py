@@ -69,7 +69,7 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
 
     def ready() -> Job:
         check_outputs(arguments)
-        return prepare(arguments, team.size, cluster if auto.wants_auto(arguments, team.size) else None)
+        return prepare(arguments, team.size, cluster)
 
     job = on_root(team, ready, what="loading the network and the pictures")
     crowd = crowded(arguments, team)
@@ -86,7 +86,7 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     if job is None:
         done = net.follow(stopping.look)
     else:
-        running = Running(arguments, job, net, stopping, startup, cluster)
+        running = Running(arguments, job, net, stopping, startup)
         results = _results(running, net, startup)
         running.run_all(results)
         net.dismiss()

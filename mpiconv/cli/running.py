@@ -21,7 +21,6 @@ from mpiconv.cli.startup import Startup
 from mpiconv.data.pictures import ahead
 from mpiconv.job.stopping import Stopping
 from mpiconv.job.world import on_terminal
-from mpiconv.planner.cluster import Cluster
 from mpiconv.runtime.net import DistributedNet
 from mpiconv.runtime.rebalance import Rebalance
 from mpiconv.runtime.trials import Trial, choose
@@ -49,16 +48,9 @@ class Running:
     """
 
     def __init__(
-        self,
-        arguments: argparse.Namespace,
-        job: Job,
-        net: DistributedNet,
-        stopping: Stopping,
-        startup: Startup,
-        cluster: Cluster | None = None,
+        self, arguments: argparse.Namespace, job: Job, net: DistributedNet, stopping: Stopping, startup: Startup
     ) -> None:
         self.arguments, self.job, self._net = arguments, job, net
-        self._cluster = cluster
         self.rebalancing: Rebalance | None = None
         self._stopping, self._startup = stopping, startup
         self.outputs: list[Any] = []
@@ -85,8 +77,8 @@ class Running:
                 tqdm(total=frames, desc="inferences", unit="", disable=hidden, file=sys.stderr)
             )
             self._try_plans(batches, frames)
-            if arguments.rebalance and self._cluster is not None:
-                self.rebalancing = Rebalance(net, self._cluster, self._tell)
+            if arguments.rebalance and self.job.cluster is not None and self.job.plan.ranks > 1:
+                self.rebalancing = Rebalance(net, self.job.cluster, self._tell)
             more = True
             while more:
                 for _ in self._run(results.until_due(batches)):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mpiconv.graph.form import Graph, Unit
+from mpiconv.partition.bounds import box_of
 from mpiconv.partition.box import Box, Span
 from mpiconv.partition.exchange import Exchange
 from mpiconv.partition.plan import FLOAT_BYTES
@@ -195,21 +196,22 @@ def _buffer(move: Move, rank: int) -> int:
 
 def _staging(part: Exchange, move: Move, rank: int) -> int:
     """Elements per picture of the copies from which messages are sent, and into which they are received."""
-    received: dict[int, list[Box]] = {}
-    sent: dict[int, list[Box]] = {}
-    for transfer in part.transfers:
-        if transfer.target == rank:
-            received.setdefault(transfer.source, []).append(transfer.box)
-        if transfer.source == rank:
-            sent.setdefault(transfer.target, []).append(transfer.box)
     held = move.held[rank].box
     if part.pattern == "allgatherv" and rank in part.members:
         boxes = [[part.owned[r] & held] for r in part.members]
         return 0 if _in_place(boxes, held) else sum(box.size for each in boxes for box in each)
-    going = list(sent.values())[: 1 if part.pattern == "bcast" else None]
-    own = part.owned[rank]
-    copies = [(list(received.values()), held), (going, own)]
+    received, sent = (_peers(part, rank, here) for here in (1, 0))
+    going = sent[: 1 if part.pattern == "bcast" else None]
+    copies = [(received, held), (going, part.owned[rank])]
     return sum(box.size for boxes, whole in copies if not _in_place(boxes, whole) for each in boxes for box in each)
+
+
+def _peers(part: Exchange, rank: int, here: int) -> list[list[Box]]:
+    """The boxes that a rank sends (``here`` is 0) or receives (1), by the rank at the other end."""
+    found: dict[int, list[Box]] = {}
+    for row in part.table[part.table[:, here] == rank].tolist():
+        found.setdefault(row[1 - here], []).append(box_of(row[2:]))
+    return list(found.values())
 
 
 def _in_place(boxes: Sequence[Sequence[Box]], whole: Box) -> bool:

@@ -12,7 +12,7 @@ from mpiconv.graph.form import Graph
 from mpiconv.graph.grouping import grouped
 from mpiconv.partition.making import make_plan
 from mpiconv.partition.plan import FLOAT_BYTES, Plan
-from mpiconv.partition.schemes import NO_SPLIT, ROOT, SCHEMES
+from mpiconv.partition.schemes import FUSES, NO_SPLIT, ROOT, SCHEMES
 from mpiconv.planner.baselines import BASELINES
 from mpiconv.planner.cluster import Cluster
 from mpiconv.planner.estimating import estimate, scheduled
@@ -20,7 +20,7 @@ from mpiconv.planner.limits import Limits
 from mpiconv.planner.memory import peak_bytes
 from mpiconv.planner.search import Search
 from mpiconv.planner.simulation import Timeline
-from mpiconv.planner.ways import alone, first_of_each, over, speeds_of, teams
+from mpiconv.planner.ways import MANY, alone, first_of_each, over, speeds_of, teams
 
 Proposals = Iterator[tuple[str, Plan]]
 """Plans, each with what it is called."""
@@ -74,7 +74,7 @@ def lent(cluster: Cluster, rank: int) -> int:
 
 
 def named(graph: Graph, cluster: Cluster, batch: int) -> Proposals:
-    """Every scheme by speed, with every place for the head."""
+    """Every scheme by speed, with every place for the head; of more than ``MANY`` devices rows and kernels alone."""
     count, names = len(cluster.devices), names_of(cluster)
     if count == 1:
         return
@@ -84,7 +84,7 @@ def named(graph: Graph, cluster: Cluster, batch: int) -> Proposals:
     heads: list[tuple[str, str | int]] = [("", "root"), (", head split", "split")]
     heads += [(f", head on {names[fastest]}", fastest)] if fastest != ROOT else []
     for scheme in SCHEMES:
-        if scheme in NO_SPLIT:
+        if scheme in NO_SPLIT or (count > MANY and scheme not in ("kpm", *FUSES)):
             continue
         for words, head in heads:
             plan = make_plan(graph, (batch, *graph.input_shape), scheme, count, shares, "pool", head)
@@ -92,18 +92,21 @@ def named(graph: Graph, cluster: Cluster, batch: int) -> Proposals:
 
 
 def searched(graph: Graph, cluster: Cluster, batch: int = 1) -> Proposals:
-    """What the search finds with the devices of each team alone, and if sending counted less since it overlaps."""
+    """What the search finds with the devices of each team alone, and if sending counted less since it overlaps.
+
+    Of more than ``MANY`` devices the latter is left out.
+    """
     search = Search(grouped(graph, "pool", "split"), cluster, batch)
     for ranks in teams(speeds_of(search.graph, cluster, batch)):
-        for weight in WEIGHTS:
+        for weight in WEIGHTS if len(cluster.devices) <= MANY else WEIGHTS[:1]:
             plan = search.plan({ROOT, *ranks}, weight=weight)
             if plan is not None:
                 yield _name(plan, cluster), plan
 
 
 def published(graph: Graph, cluster: Cluster, batch: int = 1) -> Proposals:
-    """The baselines from the literature, where there are several devices to split over."""
-    if len(cluster.devices) > 1:
+    """The baselines from the literature, where there are several devices to split over, up to ``MANY``."""
+    if 1 < len(cluster.devices) <= MANY:
         yield from ((name, baseline(graph, cluster, batch)) for name, baseline in BASELINES.items())
 
 

@@ -15,6 +15,9 @@ from mpiconv.planner.speed import unit_seconds
 FEW = 6
 """Up to this number of devices every number of them is tried, of more the powers of two."""
 
+MANY = 48
+"""Of more devices than this fewer plans are compared: no baselines, no grids of unequal shares, no other weights."""
+
 EQUAL = 1.05
 """Devices whose speeds differ by less than this factor get equal shares."""
 
@@ -58,7 +61,8 @@ def ways(graph: Graph, cluster: Cluster, batch: int = 1) -> list[Way]:
 def over(graph: Graph, shares: Sequence[float]) -> list[Way]:
     """Every scheme that can be mixed, by these shares of the ranks."""
     ranks, found = tuple(rank for rank, share in enumerate(shares) if share), []
-    for scheme in MIXED:
+    uneven_grid = len(shares) > MANY and len(set(shares) - {0.0}) > 1
+    for scheme in MIXED if not uneven_grid else (scheme for scheme in MIXED if scheme != "grid"):
         names, boxes = boxes_of(scheme, graph, shares)
         found.append(Way(tuple(names), boxes, ranks, scheme in FUSES))
     return found
