@@ -42,6 +42,9 @@ SEED = 0
 START_S = 180
 TURN_S = 0.5
 LEAST_FRAMES = 6
+TRIED = 200
+"""Of how many pictures the trials of auto take their part."""
+
 STARTING = 2  # at a time: while a process makes ready, it takes several times the memory that it keeps
 
 
@@ -60,6 +63,7 @@ OWN = (
     Contender("mpiconv 1 rank", "mpiconv", settings={"scheme": "single"}),
     Contender("mpiconv kpm, 2 ranks", "mpiconv", 2, settings={"scheme": "kpm"}),
     Contender("mpiconv wpm, 2 ranks", "mpiconv", 2, settings={"scheme": "wpm"}),
+    Contender("mpiconv auto, 2 ranks", "auto", 2),
 )
 OTHERS = (
     Contender("torch eager, 1 thread", "eager"),
@@ -233,7 +237,39 @@ def own(contender: Contender, model: Any, images: Any) -> tuple[Any, int]:
     return run, comm.rank
 
 
-ENGINES = {"eager": eager, "onnxruntime": onnxruntime, "distvae": distvae, "mpiconv": own}
+def auto(_contender: Contender, model: Any, images: Any) -> tuple[Any, int]:
+    """Mpiconv by the plan that it finds and tries, as ``mpiconv run`` does; probe and trials are not timed."""
+    from mpi4py import MPI
+
+    import mpiconv
+    from mpiconv.graph.trace import trace
+    from mpiconv.job.team import Team
+    from mpiconv.planner.candidates import candidates
+    from mpiconv.probe.probing import probe
+    from mpiconv.runtime.trials import choose, shortlist
+
+    comm = MPI.COMM_WORLD
+    root = comm.rank == 0
+    with Team.of(comm) as team:
+        cluster, _ = probe(team, 3)
+    listed = shortlist(candidates(trace(model, images.shape[1:]).layers, cluster)) if root else []
+    net = mpiconv.distribute(model if root else None, listed[0].plan if root else None, comm)
+    if root:
+        choose(net, listed, cluster, lambda count: _timed(lambda: net(images), count)["times"], TRIED)
+        net.dismiss()
+    else:
+        net.follow()
+
+    def run(count: int) -> dict[str, Any]:
+        net.reset()
+        for _ in net.stream([images] * count if root else None):
+            pass
+        return {"times": net.record.latency_s.tolist(), "plan": net.plan.scheme, "threads": net.plan.threads}
+
+    return run, comm.rank
+
+
+ENGINES = {"eager": eager, "onnxruntime": onnxruntime, "distvae": distvae, "mpiconv": own, "auto": auto}
 
 
 class Team:
@@ -346,7 +382,7 @@ def _note(
 ) -> None:
     """Write a turn down."""
     times.setdefault(contender.name, []).append(statistics.median(found["times"]))
-    if contender in OWN and contender.ranks > 1:
+    if contender in OWN and "computing" in found and contender.ranks > 1:
         times.setdefault(contender.name + COMPUTING, []).append(statistics.median(found["computing"]))
     if "overhead" in found and "in_flight" not in contender.settings:
         spare = statistics.fmean(found["overhead"]) - 20e-6 * found["units"]

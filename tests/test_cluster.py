@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpiconv.errors import MpiconvError
-from mpiconv.planner.cluster import MEDIA, UNIT_KINDS, Cluster, Device, Link
+from mpiconv.planner.cluster import MEDIA, POWERS, UNIT_KINDS, Cluster, Device, Link
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,7 +24,10 @@ SIZES = st.integers(1, 5000)
 TIMES = st.dictionaries(
     TEXT, st.lists(st.tuples(*[SIZES] * 4, st.floats(1e-9, 1e5)), min_size=1, max_size=3), max_size=2
 )
-DEVICES = st.builds(Device, TEXT, WHOLE, WHOLE, st.integers(0, 2**60), SPEEDS, POSITIVE, st.floats(1, 100), TIMES)
+POWER = st.just({}) | st.fixed_dictionaries(dict.fromkeys(POWERS, st.floats(0, 1e6)))
+DEVICES = st.builds(
+    Device, TEXT, WHOLE, WHOLE, st.integers(0, 2**60), SPEEDS, POSITIVE, st.floats(1, 100), POWER, TIMES
+)
 
 
 def pairs(count: int) -> list[tuple[int, int]]:

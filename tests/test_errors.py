@@ -27,7 +27,7 @@ def assert_fails(ended: Ended, status: int, *words: str) -> None:
     assert "Traceback" not in ended.err
 
 
-FEW = ["--model", "digits", "--repeats", "1"]
+FEW = ["--model", "digits", "--repeats", "1", "--scheme", "kpm"]
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,6 @@ def test_one_rank_has_nothing_to_do():
     [
         (("--inject", "slow:rank=2,frame=1,factor=2"), "--inject slows rank 2, and ranks 0 to 1 are running"),
         (("--inject", "fast:rank=1"), "--inject fast:rank=1: 'fast' is not known, but slow is"),
-        (("--scheme", "kpm", "--cluster", "none.toml"), "--cluster is for --scheme auto: leave it out"),
     ],
 )
 def test_options_that_do_not_go_together(words, message):

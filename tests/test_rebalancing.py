@@ -209,7 +209,7 @@ def test_frames_that_are_not_there_do_not_count():
 
 
 def test_new_shares_balance_what_ranks_take():
-    plan, on = lab(ranks=3).plan, cluster(1.0, 2.0, 4.0, rate=1e9)
+    plan, on = lab("wpm", ranks=3).plan, cluster(1.0, 2.0, 4.0, rate=1e9)
     found = estimate(reshared(plan, on), on).compute_s
     assert found.max() < 1.25 * found.min()
     assert reshared(make_plan(GRAPH, (1, 32, 48, 48), "single", 3), on) is None

@@ -16,7 +16,8 @@ from tests.test_plan import skeleton
 
 JSON_KEYS = {
     "model", "scheme", "ranks", "batch", "input_shape", "latency_s", "throughput_fps", "bytes_sent", "bytes_received",
-    "weight_bytes", "peak_rss_bytes", "compute_energy_j", "transfer_energy_j", "predictions", "check", "gain", "output",
+    "weight_bytes", "peak_rss_bytes", "compute_energy_j", "transfer_energy_j", "predicted_latency_s",
+    "predictions", "check", "gain", "output",
     "weights_received_bytes", "weights_stored_bytes",
 }  # fmt: skip
 

@@ -80,7 +80,7 @@ def test_bytes_that_are_sent_once(net, scheme, shares, medium):
         assert together.latency_s == pytest.approx(apart.latency_s)
 
 
-FEW = ["simulate", "--model", "digits", "--devices", "1,2,5", "--rates", "0.01,1000", "--schemes", "kpm,wpm,auto"]
+FEW = ["simulate", "--model", "digits", "--devices", "1,2,5", "--rates", "0.01,100", "--schemes", "kpm,wpm,auto"]
 
 
 @pytest.fixture(scope="module")

@@ -154,7 +154,8 @@ def test_a_second_start_sends_hashes(compute, tmp_path):
 
 
 def test_run_says_what_was_sent(tmp_path):
-    words = ["run", "--model", "digits", "--repeats", "2", "--check", "--json", "--weight-cache", tmp_path / "cache"]
+    kernels = ["run", "--model", "digits", "--scheme", "kpm", "--repeats", "2"]
+    words = [*kernels, "--check", "--json", "--weight-cache", tmp_path / "cache"]
     first, second = (run(2, *words) for _ in range(2))
     for ended in (first, second):
         assert ended.status == 0, ended.err
@@ -163,7 +164,7 @@ def test_run_says_what_was_sent(tmp_path):
     assert sent[0] == 0 < sent[1]
     assert second.json["weights_received_bytes"] == [0, 0]
     assert second.json["weights_stored_bytes"] == sent
-    told = run(2, "run", "--model", "digits", "--repeats", "2", "--weight-cache", tmp_path / "cache")
+    told = run(2, *kernels, "--weight-cache", tmp_path / "cache")
     assert "read from their own disks" in told.out
     wrong = run(2, *words[:-2], "--weight-cache-size", "4GB")
     assert "'4GB' is not a size in GB" in wrong.err

@@ -140,7 +140,8 @@ def verdict(tried: Sequence[Trial], batch: int) -> str:
     gain = "" if best is own else f", {own.measured_s / best.measured_s:.2f} x faster than {own.name}"
     took = f"{1e3 * best.measured_s:.3g} ms a {each} as measured{gain}"
     if len(at_work(best.plan)) == 1:
-        split = fastest([each for each in tried if len(at_work(each.plan)) > 1])
+        splits = [each for each in tried if each.frames and len(at_work(each.plan)) > 1]
+        split = min(splits, key=lambda each: each.measured_s, default=None)
         other = f" The fastest split tried, {split.name}, took {1e3 * split.measured_s:.3g} ms." if split else ""
         what = f"auto     do not split: {best.name}, {took}.{other}"
     else:

@@ -19,7 +19,7 @@ from mpiconv.graph.form import Graph
 from mpiconv.graph.trace import trace
 from mpiconv.partition.plan import at_work
 from mpiconv.partition.schemes import check_scheme
-from mpiconv.planner.advice import BreakEven, alternatives, break_even, helps, lower_bound_s, rate_now
+from mpiconv.planner.advice import WORTH, BreakEven, alternatives, break_even, helps, lower_bound_s, rate_now
 from mpiconv.planner.baselines import BASELINES
 from mpiconv.planner.candidates import Candidate, candidates
 from mpiconv.planner.cluster import Cluster
@@ -30,9 +30,6 @@ from mpiconv.text import to_json
 from mpiconv.words import counted, did_you_mean, seconds
 
 SHOWN = 8
-WORTH = 1.05
-"""A change that makes a picture less than this factor faster is said to help little."""
-
 NOTES = (
     "pictures/s: with several in flight. most memory: on any one device. energy: above idle, of all devices together.",
     "first start: until the weights are where they are needed; later starts have them from the weight cache.",
@@ -74,7 +71,7 @@ class Answer:
     @cached_property
     def helps(self) -> list[tuple[str, float]]:
         """What some changes of the cluster would come to."""
-        return helps(self.graph, self.cluster, self.batch)
+        return helps(self.graph, self.cluster, self.best.latency_s, self.batch)
 
     @cached_property
     def lower_bound_s(self) -> float:

@@ -19,30 +19,32 @@ from mpiconv.partition.box import Box
 from mpiconv.partition.plan import Plan
 from mpiconv.partition.schemes import ROOT
 from mpiconv.planner.bounds import Costs, Needs
-from mpiconv.planner.candidates import Candidate
+from mpiconv.planner.candidates import Candidate, candidates
 from mpiconv.planner.cluster import Cluster, Link
-from mpiconv.planner.estimating import estimate, scheduled
+from mpiconv.planner.estimating import estimate
 from mpiconv.planner.proposals import names_of, searched, undivided
 from mpiconv.planner.rates import Rates
-from mpiconv.planner.simulation import simulate
 from mpiconv.planner.ways import speeds_of, ways
 
 FARTHEST = 12
 """Links up to 2 ** FARTHEST times as fast, or as slow, are looked at for the rate from which splitting pays."""
 
-HALVINGS = 5
-"""How often the factor of two between which that rate lies is halved, so that it is known to 2 %."""
+HALVINGS = 4
+"""How often the factor of two between which that rate lies is halved, so that it is known to 5 %."""
 
-COMPARED = 6
-"""Splits that are simulated again at other link rates: the fastest, at each rate that a search was made for."""
+WORTH = 1.05
+"""Splitting pays, and a change helps, where a picture takes less by this factor at least."""
 
-SEARCHED = (8.0, 64.0)
-"""Links so many times as fast, or as slow, are searched for splits of their own."""
+COMPARED = 2
+"""Splits that are simulated again at other link rates: the fastest at each rate that candidates are found for."""
+
+REFINED, NEAR = 3, 0.2
+"""The best splits where they begin to pay are compared too, so often at most, until that changes by less than 15 %."""
 
 
 @dataclass(frozen=True)
 class BreakEven:
-    """Where the fastest split is as fast as the fastest plan that splits nothing.
+    """Where the fastest split is so much faster than the fastest plan that splits nothing that it is worth it.
 
     ``factor``: with links that are so many times as fast as they are; None where splitting pays at no rate, or at all.
     """
@@ -63,24 +65,34 @@ class Alternative:
 
 def break_even(graph: Graph, cluster: Cluster, found: Sequence[Candidate], batch: int = 1) -> BreakEven | None:
     """From which link rate on splitting pays, or down to which it does; None where there is nothing to split over."""
-    whole = [each.plan for each in found if not each.divided]
+    whole = [each.plan for each in found if not each.divided][:COMPARED]
     splits = [each for each in found if each.divided]
     if not whole or not splits:
         return None
-    pays_now = splits[0].latency_s < min(each.latency_s for each in found if not each.divided)
+    pays_now = WORTH * splits[0].latency_s < min(each.latency_s for each in found if not each.divided)
+    pool, known = [each.plan for each in splits[:COMPARED]], math.inf
+    for _ in range(REFINED):
+        crossing = _crossing(_comparison(cluster, pool, whole), pays_now=pays_now)
+        power = (-FARTHEST if pays_now else FARTHEST) if crossing is None else crossing
+        if abs(power - known) < NEAR:
+            break
+        known = power
+        pool += [each.plan for each in candidates(graph, cluster.with_links(2**power), batch) if each.divided][
+            :COMPARED
+        ]
+    return BreakEven(pays_now, None if crossing is None else 2**crossing)
+
+
+def _crossing(pays: Callable[[float], bool], *, pays_now: bool) -> float | None:
+    """The power of two of the links' factor where splitting begins to pay; None where it is too far away."""
     step = -1 if pays_now else 1
-    pool = [each.plan for each in splits[:COMPARED]]
-    for factor in SEARCHED:
-        others = list(searched(graph, cluster.with_links(factor**step), batch))
-        pool += [plan for _, plan in others[-COMPARED:]]
-    pays = _comparison(cluster, pool, whole)
     near = 0
     while pays(2.0**near) == pays_now:
         near += step
         if abs(near) > FARTHEST:
-            return BreakEven(pays_now, None)
+            return None
     low, high = (near, near + 1) if pays_now else (near - 1, near)
-    return BreakEven(pays_now, 2 ** _halved(lambda power: pays(2**power), low, high))
+    return _halved(lambda power: pays(2**power), low, high)
 
 
 def _halved(pays: Callable[[float], bool], low: float, high: float) -> float:
@@ -92,25 +104,27 @@ def _halved(pays: Callable[[float], bool], low: float, high: float) -> float:
 
 
 def _comparison(cluster: Cluster, splits: Sequence[Plan], whole: Sequence[Plan]) -> Callable[[float], bool]:
-    """Whether the fastest split is faster than the fastest of the rest with links so many times as fast."""
-    schedules = [[scheduled(plan, cluster) for plan in plans] for plans in (splits, whole)]
+    """Whether the fastest split is worth it beside the fastest of the rest with links so many times as fast."""
 
     def pays(factor: float) -> bool:
         changed = cluster.with_links(factor)
-        split_s, whole_s = (min(simulate(one, changed).latency_s for one in some) for some in schedules)
-        return split_s < whole_s
+        split_s, whole_s = (min(estimate(plan, changed).latency_s for plan in some) for some in (splits, whole))
+        return WORTH * split_s < whole_s
 
     return pays
 
 
-def helps(graph: Graph, cluster: Cluster, batch: int = 1) -> list[tuple[str, float]]:
-    """What a picture would take after some changes of the cluster, in s: the first is none, the rest best first."""
+def helps(graph: Graph, cluster: Cluster, now_s: float, batch: int = 1) -> list[tuple[str, float]]:
+    """What a picture would take after some changes of the cluster, in s: the first is none, the rest best first.
+
+    ``now_s`` is what it takes without any.
+    """
     names = names_of(cluster)
     changes = [(f"{names[ROOT]} twice as fast", _faster_root(cluster)), (*_one_more(graph, cluster, batch),)]
     if cluster.links:
         changes.append(("links twice as fast", cluster.with_links(2.0)))
     found = sorted(((what, _quickest(graph, changed, batch)) for what, changed in changes), key=lambda pair: pair[1])
-    return [("as it is", _quickest(graph, cluster, batch)), *found]
+    return [("as it is", now_s), *found]
 
 
 def _quickest(graph: Graph, cluster: Cluster, batch: int) -> float:

@@ -25,7 +25,7 @@ from mpiconv.planner.ways import MANY, alone, first_of_each, over, speeds_of, te
 Proposals = Iterator[tuple[str, Plan]]
 """Plans, each with what it is called."""
 
-TILTS = (1.0, 1.0, 0.5, 0.75, 1.35, 1.8)
+TILTS = (1.0, 1.0, 0.5, 0.75, 1.35, 1.8, 3.0)
 """By which factors the root's share is changed, once all devices compute as long; the first two make them do so."""
 
 MOST_TILTED = 24

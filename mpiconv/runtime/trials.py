@@ -27,6 +27,9 @@ SHARE = 10
 KEPT = 3
 """This part of the pictures, one in KEPT, is left for the plan that stays."""
 
+MARGIN = 1.02
+"""A few pictures do not tell a gain that is smaller from noise."""
+
 HOPELESS = 3.0
 """A trial ends once its first timed picture took more than HOPELESS times the best plan's median."""
 
@@ -107,16 +110,17 @@ def choose(net: Session, listed: Sequence[Candidate], cluster: Cluster, run: Run
             tried.append(trial)
         if ended:
             return tried
-        if best is None or trial.measured_s < best.measured_s:
-            best = trial
+        best = fastest(tried)
     if best is not None and not same_work(best.plan, net.plan):
         net.adopt(best.plan)
     return tried
 
 
 def fastest(tried: Sequence[Trial]) -> Trial | None:
-    """The plan that was fastest as measured."""
-    return min((each for each in tried if each.frames), key=lambda each: each.measured_s, default=None)
+    """The plan that was fastest as measured; the first, that of rank 0 alone, unless another was so by ``MARGIN``."""
+    timed = [each for each in tried if each.frames]
+    best = min(timed, key=lambda each: each.measured_s, default=None)
+    return best if best is None or MARGIN * best.measured_s <= timed[0].measured_s else timed[0]
 
 
 def _timed(run: Run, frames: int, best: Trial | None) -> tuple[list[float], bool]:
