@@ -17,6 +17,7 @@ from mpiconv.partition.plan import at_work
 from mpiconv.planner.candidates import Candidate
 from mpiconv.planner.proposals import undivided
 from mpiconv.planner.simulation import Timeline
+from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.trials import HOPELESS, MOST, TIMED, WARM, choose, fastest, shortlist
 from tests.test_simulation import cluster
 
@@ -46,6 +47,7 @@ class Fake:
     plan: Plan
     left: int = 1000
     refused: tuple[str, ...] = ()
+    settings: Settings = Settings()  # noqa: RUF009 - frozen
     adopted: list[str] = field(default_factory=list)
     run_by: list[str] = field(default_factory=list)
 
@@ -111,6 +113,10 @@ def test_weights_are_sent_for_a_trial_only_where_it_can_gain_as_much():
     assert skipped.frames == 0
     assert "sending its weights would take" in skipped.why
     assert fake.adopted == []
+    fake.settings = Settings(weights_file="w.safetensors", readers=(1,))
+    _, there = tried(fake, [OWN, B], frames=50, rate=slow)
+    assert there.frames, "rank 1 reads its weights from its own disk"
+    fake = Fake({"own": 1.0, "0.5": 0.5}, OWN.plan)
     _, worth = tried(fake, [OWN, B], frames=100_000, rate=slow)
     assert worth.frames == MOST
     assert fake.adopted == ["0.5"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
 from mpiconv.graph.form import Param, Unit
@@ -68,9 +68,13 @@ def travels(had: Holdings, wanted: Holdings) -> dict[Param, Exchange]:
     return found
 
 
-def bytes_moved(had: Holdings, wanted: Holdings) -> int:
-    """B of weights that travel between ranks that have some rows and want others, once per receiver."""
-    return FLOAT_BYTES * sum(t.box.size for spread in travels(had, wanted).values() for t in spread.transfers)
+def bytes_moved(had: Holdings, wanted: Holdings, readers: Collection[int] = ()) -> int:
+    """B of weights that travel between ranks that have some rows and want others, once per receiver.
+
+    Nothing travels to ``readers``, which have them on their own disks.
+    """
+    moved = (t for spread in travels(had, wanted).values() for t in spread.transfers if t.target not in readers)
+    return FLOAT_BYTES * sum(t.box.size for t in moved)
 
 
 def whole_of(param: Param) -> Box:

@@ -94,7 +94,7 @@ def choose(net: Session, listed: Sequence[Candidate], cluster: Cluster, run: Run
             break
         trial = Trial(candidate.name, candidate.plan, candidate.latency_s)
         if number and best is not None:
-            why = _not_worth(net.plan, best, trial, cluster, frames)
+            why = _not_worth(net, best, trial, cluster, frames)
             try:
                 if not why:
                     net.adopt(candidate.plan)
@@ -137,10 +137,11 @@ def _timed(run: Run, frames: int, best: Trial | None) -> tuple[list[float], bool
     return seconds, len(seconds) < frames
 
 
-def _not_worth(running: Plan, best: Trial, trial: Trial, cluster: Cluster, frames: int) -> str:
+def _not_worth(net: Session, best: Trial, trial: Trial, cluster: Cluster, frames: int) -> str:
     """Why a plan's weights are not sent for a trial; empty where they are."""
     slowest = min((link.beta_bytes_per_s for link in cluster.links), default=0.0)
-    seconds = bytes_moved(holdings(running), holdings(trial.plan)) / slowest if slowest else 0.0
+    moved = bytes_moved(holdings(net.plan), holdings(trial.plan), net.settings.readers)
+    seconds = moved / slowest if slowest else 0.0
     gain = frames * (best.measured_s - trial.estimated_s)
     if seconds <= max(BEARABLE_S, gain):
         return ""
