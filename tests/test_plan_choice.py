@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from mpiconv.graph.trace import trace
-from mpiconv.planner.advice import alternatives, break_even, helps, lower_bound_s
+from mpiconv.planner.advice import WORTH, alternatives, break_even, helps, lower_bound_s
 from mpiconv.planner.candidates import candidates
 from mpiconv.planner.cluster import POWERS, Cluster
 from mpiconv.planner.energy import joules
@@ -89,7 +89,8 @@ def test_splitting_pays_from_where_it_says(medium):
         assert (found.factor < 1) is pays
         for factor in (0.5, 2.0):
             there = candidates(graph, on.with_links(factor * found.factor))
-            assert there[0].divided is (factor > 1), (factor, there[0].name)
+            split, whole = (next(each.latency_s for each in there if each.divided is how) for how in (True, False))
+            assert (WORTH * split < whole) is (factor > 1), (factor, split, whole)
 
 
 def test_where_splitting_never_pays():
