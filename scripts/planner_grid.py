@@ -6,7 +6,7 @@ round, so that what else the machine does hits all alike; their weights come fro
   python scripts/planner_grid.py             all cells, up to three hours; those in results/planner_grid.jsonl are there
   python scripts/planner_grid.py --quick     a few cells, one round each, into results/quick
   python scripts/planner_grid.py --only equal-4,12.5,switch,alexnet
-  python scripts/planner_grid.py --report    no runs: the table on stdout, the figure beside the file
+  python scripts/planner_grid.py --report    no runs: the table on stdout, the figure docs/planner.png (of another file beside it)
 
 Needs a machine that can bring up emulated labs (root, Linux, tc).
 """
@@ -74,7 +74,8 @@ def main() -> int:
     found = read(out)
     print("\n".join(table(found)))
     if found:
-        draw(found, out.with_suffix(".png"))
+        whole = out == ROOT / "results" / "planner_grid.jsonl"
+        draw(found, ROOT / "docs" / "planner.png" if whole else out.with_suffix(".png"))
     return int(failed)
 
 

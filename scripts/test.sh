@@ -73,4 +73,6 @@ if [ -n "${MPICONV_TEST_LAB:-}" ]; then
   for file in figure8.h5 figure9.h5 figures/figure{3,4,6,8,9}.png figures/figure7.jpg reproduction.md; do
     [ -s "results/quick/$file" ] || { echo "scripts/figures.sh --quick left no results/quick/$file" >&2; exit 1; }
   done
+  echo "== the planner on emulated devices, the quick form"
+  timeout --kill-after=60 300 python scripts/planner_grid.py --quick
 fi

@@ -148,7 +148,7 @@ def _one_more(graph: Graph, cluster: Cluster, batch: int) -> tuple[str, Cluster]
         for source, target in ((other, count), (count, other))
     ]
     device = replace(model, host=f"{model.host}-more")
-    return f"one more {model.host}", replace(
+    return f"one more device like {model.host}", replace(
         cluster, devices=(*cluster.devices, device), links=(*cluster.links, *links)
     )
 
