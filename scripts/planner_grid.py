@@ -6,7 +6,7 @@ round, so that what else the machine does hits all alike; their weights come fro
   python scripts/planner_grid.py             all cells, up to three hours; those in results/planner_grid.jsonl are there
   python scripts/planner_grid.py --quick     a few cells, one round each, into results/quick
   python scripts/planner_grid.py --only equal-4,12.5,switch,alexnet
-  python scripts/planner_grid.py --report    no runs: the table on stdout, the figure docs/planner.png (of another file beside it)
+  python scripts/planner_grid.py --report    no runs: the table on stdout, and the figure docs/planner.png
 
 Needs a machine that can bring up emulated labs (root, Linux, tc).
 """

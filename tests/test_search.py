@@ -262,3 +262,10 @@ def test_what_is_fused_is_charged_for_computing_alone():
         units = list(zip((search.graph.units[unit] for unit in stage.units), stage.boxes, strict=True))
         computing = max(sum(unit_seconds(device, unit, boxes_in(row)[r]) for unit, row in units) for r in (0, 1))
         assert stage.each_s.max() + stage.rest_s == pytest.approx(computing)
+
+
+def test_without_time_to_search_there_are_the_plans_on_one_device():
+    graph = trace(nn.Sequential(*[nn.Conv2d(8, 8, 3, padding=1) for _ in range(4)]).eval(), (8, 64, 64)).layers
+    on = cluster(1.0, 2.0, rate=1e9)
+    assert [each.name for each in candidates(graph, on, most_s=0.0)] == ["all on b", "all on a"]
+    assert any(each.divided for each in candidates(graph, on, most_s=60.0))

@@ -34,6 +34,9 @@ UNITS_S, UNIT_ROUNDS = 1.0, 3
 """About how long a rank measures units of which no times are kept, and how often each."""
 
 CHOSEN_BY_PLANNER = ("shares", "offload", "gather", "head")
+SEARCHED_S = 5.0
+"""How long the root looks for plans at most: a Raspberry Pi takes ten times longer than a laptop."""
+
 ENOUGH_REPEATS = 20
 """With fewer the trials would take most of the pictures."""
 
@@ -120,7 +123,9 @@ def plans_to_try(
     asked = asked_limits(arguments, len(cluster.devices))
     layers = trace(model, picture, batch=batch).layers
     tell = (lambda _: None) if arguments.quiet else note
-    found = candidates(layers, cluster, batch, memory_limits=asked, in_flight=arguments.in_flight, tell=tell)
+    found = candidates(
+        layers, cluster, batch, memory_limits=asked, in_flight=arguments.in_flight, most_s=SEARCHED_S, tell=tell
+    )
     by = arguments.plan_by or ("measure" if repeats >= ENOUGH_REPEATS else "estimate")
     return shortlist(found) if by == "measure" else found[:1]
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from time import perf_counter
+from typing import Any
 
 from mpiconv.errors import MpiconvError
 from mpiconv.graph.form import Graph
@@ -97,6 +100,7 @@ def candidates(
     memory_limits: Sequence[float | None] | None = None,
     in_flight: int = 1,
     search: bool = True,
+    most_s: float = math.inf,
     tell: Callable[[str], object] = lambda _: None,
 ) -> list[Candidate]:
     """All plans to choose from, the fastest by the simulation first; only those for which every device has the memory.
@@ -115,6 +119,8 @@ def candidates(
         How many batches are under way at a time.
     search
         Whether those are among them that a search finds, or a baseline; these take longest.
+    most_s
+        After so many s what was found so far is all; the plans on one device are always there.
     tell
         Called with a sentence where no split keeps within ``memory_limits``, so that one device does all.
 
@@ -124,23 +130,14 @@ def candidates(
         No plan keeps within the memory; the device, the limit and the nearest plan are named.
     """
     limits = limits_for(cluster, names_of(cluster), memory_limits)
-    found, left_out, seen = list[Candidate](), list[Candidate](), set()
-
-    def sort(proposals: Proposals) -> None:
-        for name, plan in proposals:
-            made = (tuple(plan.graph.unit_names), plan.boxes, plan.threads)
-            if made in seen or not (name.startswith(("all on", "body on")) or len(at_work(plan)) > 1):
-                continue
-            seen.add(made)
-            candidate = _candidate(name, plan, cluster, in_flight)
-            (found if limits.broken(candidate.memory) is None else left_out).append(candidate)
-
-    for propose in (undivided, named, *((searched, published) if search else ())):
-        sort(propose(graph, cluster, batch))
-    if search and (splits := [each for each in found if each.divided]):
-        sort(levelled(graph, cluster, batch, min(splits, key=lambda each: each.latency_s).plan))
-    if left_out:
-        sort(lighter(graph, cluster, batch, limits))
+    sifted = _Sifted(cluster, limits, in_flight, perf_counter() + most_s)
+    for propose in (undivided, *((searched,) if search else ()), named, *((published,) if search else ())):
+        sifted.add(propose(graph, cluster, batch))
+    if search and (splits := [each for each in sifted.found if each.divided]):
+        sifted.add(levelled(graph, cluster, batch, min(splits, key=lambda each: each.latency_s).plan))
+    if sifted.left_out:
+        sifted.add(lighter(graph, cluster, batch, limits))
+    found, left_out = sifted.found, sifted.left_out
     if not found:
         raise MpiconvError(_refusal(f"no plan for {graph.model}", left_out, limits))
     without = [each for each in left_out if each.divided]
@@ -148,6 +145,32 @@ def candidates(
         tell(_refusal(f"no split of {graph.model}", without, limits))
     found.sort(key=lambda candidate: candidate.latency_s)
     return [_told_apart(candidate, found[:number]) for number, candidate in enumerate(found)]
+
+
+class _Sifted:
+    """Proposals, simulated: those that keep within the memory of the devices, and those that do not.
+
+    What comes after ``end_s`` is left out, once there is something.
+    """
+
+    def __init__(self, cluster: Cluster, limits: Limits, in_flight: int, end_s: float) -> None:
+        self._cluster, self._limits, self._in_flight, self._end_s = cluster, limits, in_flight, end_s
+        self.found: list[Candidate] = []
+        self.left_out: list[Candidate] = []
+        self._seen: set[Any] = set()
+
+    def add(self, proposals: Proposals) -> None:
+        """Simulate some proposals, but those that were there before or split nothing."""
+        whole = ("all on", "body on")
+        for name, plan in proposals if not self.found or perf_counter() < self._end_s else ():
+            made = (tuple(plan.graph.unit_names), plan.boxes, plan.threads)
+            if made in self._seen or not (name.startswith(whole) or len(at_work(plan)) > 1):
+                continue
+            self._seen.add(made)
+            candidate = _candidate(name, plan, self._cluster, self._in_flight)
+            (self.found if self._limits.broken(candidate.memory) is None else self.left_out).append(candidate)
+            if self.found and not name.startswith(whole) and perf_counter() > self._end_s:
+                return
 
 
 def _refusal(what: str, left_out: Sequence[Candidate], limits: Limits) -> str:
