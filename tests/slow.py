@@ -80,7 +80,13 @@ def exchanged(spread, ready, wires, batch):
             have[have.index((when, giver))] = (arrived[target], giver)
             have.append((arrived[target], target))
         return arrived, sent
-    for source, target in sorted(messages, key=lambda pair: (ready[pair[0]], (pair[1] - pair[0]) % count, pair[0])):
+
+    def turn(pair):
+        distance = (pair[1] - pair[0]) % count
+        many = spread.pattern in ("allgatherv", "p2p")
+        return (distance, ready[pair[0]], pair[0]) if many else (ready[pair[0]], distance, pair[0])
+
+    for source, target in sorted(messages, key=turn):
         end = wires.carry(source, target, messages[source, target], ready[source])
         arrived[target] = max(arrived[target], end)
         if messages[source, target] > EAGER_BYTES:

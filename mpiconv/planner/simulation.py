@@ -17,6 +17,9 @@ from mpiconv.planner.cluster import Cluster
 from mpiconv.planner.links import Links
 from mpiconv.planner.speed import unit_seconds
 
+IN_ROUNDS = ("allgatherv", "p2p")
+"""Patterns in which many send to many: whoever is ready first must not keep the others' links busy one by one."""
+
 EAGER_BYTES = 2**16
 """A message up to this size leaves at once; the sender of a larger one waits until it has arrived."""
 
@@ -111,7 +114,7 @@ def _exchanged(part: Exchange, ready: np.ndarray, links: Links, batch: int) -> t
     if part.pattern == "bcast":
         return _broadcast(part, ready, links, batch), sent
     elements = np.bincount(part.table[:, 0] * count + part.table[:, 1], part.sizes, count * count)
-    sources, targets = _in_turn(elements.reshape(count, count), ready)
+    sources, targets = _in_turn(elements.reshape(count, count), ready, in_rounds=part.pattern in IN_ROUNDS)
     payload = FLOAT_BYTES * batch * elements[sources * count + targets]
     ends = links.carry_all(sources, targets, payload, ready[sources])
     np.maximum.at(arrived, targets, ends)
@@ -120,14 +123,15 @@ def _exchanged(part: Exchange, ready: np.ndarray, links: Links, batch: int) -> t
     return arrived, sent
 
 
-def _in_turn(elements: np.ndarray, ready: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _in_turn(elements: np.ndarray, ready: np.ndarray, *, in_rounds: bool) -> tuple[np.ndarray, np.ndarray]:
     """Sources and targets of the messages in the order in which they come onto the links.
 
-    Who is ready first sends first; those who are ready together go round by round to the next rank, as in a ring.
-    ``elements[s, t]`` are those that s sends to t.
+    ``in_rounds``: each rank sends to the next, then to the one after that, and so on, as in a ring. Else who is ready
+    first sends first, and those who are ready together in rounds. ``elements[s, t]`` are those that s sends to t.
     """
     sources, targets = np.nonzero(elements)
-    order = np.lexsort((sources, (targets - sources) % len(ready), ready[sources]))
+    rounds, when = (targets - sources) % len(ready), ready[sources]
+    order = np.lexsort((sources, when, rounds) if in_rounds else (sources, rounds, when))
     return sources[order], targets[order]
 
 
