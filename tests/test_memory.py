@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from mpi4py import MPI
 from torch import nn
 
 import mpiconv
@@ -27,11 +27,12 @@ from mpiconv.planner.limits import Limits, limits_for, sized
 from mpiconv.planner.memory import CODE_BYTES, PROCESS_BYTES, Memory, compiled, peak_bytes
 from mpiconv.runtime.compute.engines import _compiles
 from mpiconv.runtime.heap import settle_heap, trim_heap
+from tests.conftest import ROOT, execute
 from tests.conftest import mpiconv as run
+from tests.growing import resident
 from tests.random_nets import SHARES, nets
 from tests.test_simulation import cluster
 
-COMM = MPI.COMM_WORLD
 MIB = 2**20
 STATUS = Path("/proc/self/status")
 
@@ -260,12 +261,6 @@ def test_vgg11_on_helpers_of_64_mib():
     assert all(16 * MIB < memory.peak_bytes <= 64 * MIB for memory in best.memory[1:])
 
 
-def resident() -> dict[str, int]:
-    """What this process has resident, and had at most, in B."""
-    lines = [line.split() for line in STATUS.read_text(encoding="ascii").splitlines()]
-    return {line[0].rstrip(":"): 1024 * int(line[1]) for line in lines if line[0] in ("VmHWM:", "VmRSS:")}
-
-
 @pytest.mark.skipif(not STATUS.exists(), reason="no /proc here: what trim_heap returns was NOT looked at")
 def test_freed_memory_between_what_is_in_use_is_returned():
     settle_heap()
@@ -282,31 +277,13 @@ def test_freed_memory_between_what_is_in_use_is_returned():
     assert all(bool((each == 1).all()) for each in kept)
 
 
-@pytest.mark.parallel([2])
 @pytest.mark.parametrize("scheme", ["kpm", "wpm"])
 def test_a_helper_grows_by_what_the_model_says(scheme):
+    """In a job of its own: what other tests have left in memory counts otherwise."""
     if not STATUS.exists():
         pytest.skip("no /proc here: the growth of a process was NOT compared with the model")
-    root = COMM.rank == 0
-
-    def grown(name: str, how: str) -> tuple[int, mpiconv.runtime.net.DistributedNet]:
-        model = mpiconv.load_model(name) if root else None
-        plan = mpiconv.make_plan(model, (1, *model.info.input_shape), how, 2) if root else None
-        picture = torch.rand(1, *model.info.input_shape) if root else None
-        COMM.Barrier()
-        trim_heap()  # else there is room in what another test has freed
-        before = resident()["VmRSS"]
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the most so far is what there is now
-        net = mpiconv.distribute(model, plan, COMM)
-        for _ in range(4):
-            net(picture)
-        return resident()["VmHWM"] - before, net
-
-    with grown("digits", "kpm")[1]:
-        pass  # loads the code of MPI and torch
-    measured, net = grown("vgg11", scheme)
-    modelled = peak_bytes(net._built.slots[0].schedule)[COMM.rank].peak_bytes
-    if not root:
-        print(f"{scheme}: grown by {measured / 1e6:.1f} MB, modelled {modelled / 1e6:.1f} MB")
-        assert abs(measured - modelled) <= 0.3 * modelled
-    net.close()
+    command = ["mpirun", "-n", "2", sys.executable, "-m", "mpi4py", "-m", "tests.growing", "vgg11", scheme]
+    ended = execute(command, cwd=ROOT)
+    assert ended.status == 0, ended.err
+    measured, modelled = ended.json["measured"], ended.json["modelled"]
+    assert abs(measured - modelled) <= 0.3 * modelled, (measured, modelled)

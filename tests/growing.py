@@ -1,0 +1,51 @@
+"""How much the last rank of a job grows by running a network, and what is modelled: MODEL SCHEME. Under mpirun."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from mpi4py import MPI
+
+import mpiconv
+from mpiconv.planner.memory import peak_bytes
+from mpiconv.runtime.heap import settle_heap, trim_heap
+from mpiconv.runtime.net import DistributedNet
+
+COMM = MPI.COMM_WORLD
+
+
+def resident() -> dict[str, int]:
+    """What this process has resident, and had at most, in B."""
+    lines = [line.split() for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines()]
+    return {line[0].rstrip(":"): 1024 * int(line[1]) for line in lines if line[0] in ("VmHWM:", "VmRSS:")}
+
+
+def grown(name: str, scheme: str) -> tuple[int, DistributedNet]:
+    """By how many B this process grows at most while it runs a network, which is given back with that."""
+    root = COMM.rank == 0
+    model = mpiconv.load_model(name) if root else None
+    plan = mpiconv.make_plan(model, (1, *model.info.input_shape), scheme, COMM.size) if root else None
+    picture = torch.rand(1, *model.info.input_shape) if root else None
+    COMM.Barrier()
+    trim_heap()
+    before = resident()["VmRSS"]
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the most so far is what there is now
+    net = mpiconv.distribute(model, plan, COMM)
+    for _ in range(4):
+        net(picture)
+    return resident()["VmHWM"] - before, net
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    settle_heap()
+    with grown("digits", "kpm")[1]:
+        pass  # loads the code of MPI and torch
+    measured, net = grown(*sys.argv[1:])
+    with net:
+        modelled = peak_bytes(net._built.slots[0].schedule)[COMM.rank].peak_bytes
+    if COMM.rank == COMM.size - 1:
+        print(json.dumps({"measured": measured, "modelled": modelled}), flush=True)
