@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
-import shutil
-from contextlib import contextmanager
 from dataclasses import replace
 
 import jsonschema
@@ -19,23 +16,11 @@ from mpiconv.measure.energy import load_profile
 from mpiconv.measure.results import write_results
 from mpiconv.study.report import write_report, write_trace
 from mpiconv.study.runs import imbalance, load_runs, summary_rows
+from tests.browser import opened
 from tests.conftest import mpiconv
 from tests.test_measure import ATTRIBUTES, record
 
 SCRIPT = "<script>alert(1)</script>"
-BROWSER = shutil.which("chromium")
-DRIVER = shutil.which("chromedriver")
-SWITCHES = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-
 TRACE_SCHEMA = {
     "type": "object",
     "required": ["traceEvents", "distributedInfo", "displayTimeUnit"],
@@ -104,25 +89,6 @@ def test_page_tables_and_figures(files, tmp_path):
         assert SCRIPT not in path.read_text()
 
 
-@contextmanager
-def opened_in_browser(path, width):
-    """A page in a real browser with a window of this width in px; ``selenium``'s driver of it."""
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for switch in SWITCHES:
-        options.add_argument(switch)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    try:
-        browser.set_window_size(width, 900)
-        browser.get(path.as_uri())
-        yield browser
-    finally:
-        browser.quit()
-
-
 def test_hostile_title(files, tmp_path):
     write_report(files[:1], tmp_path / "r.html", title=SCRIPT)
     assert SCRIPT not in (tmp_path / "r.html").read_text()
@@ -130,16 +96,11 @@ def test_hostile_title(files, tmp_path):
 
 @pytest.mark.parametrize("width", [1280, 400])
 def test_in_a_browser(files, tmp_path, width):
-    if not (BROWSER and DRIVER):
-        assert os.environ.get("CI") != "true", "CI has to install chromium and chromium-driver"
-        pytest.skip("the report was not opened in a browser: needs chromium and chromedriver")
-    from selenium.webdriver.common.by import By
-
     write_report(files, tmp_path / "report.html")
-    with opened_in_browser(tmp_path / "report.html", width) as browser:
+    with opened(tmp_path / "report.html", width) as browser:
         assert browser.get_log("browser") == []
         assert browser.title == "net, other: 4 runs"
-        text = browser.find_element(By.TAG_NAME, "body").text
+        text = browser.execute_script("return document.body.innerText")
         assert SCRIPT in text
         assert "9.50" in text
         assert "99.9%" in text or "94.7%" in text

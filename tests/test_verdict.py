@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 
 import h5py
@@ -17,9 +16,9 @@ from mpiconv.study import report
 from mpiconv.study.report import Drawn, write_report
 from mpiconv.study.runs import by_network, estimated_rows, load_run, load_runs, tried_rows, unit_rows
 from mpiconv.study.verdict import NO_SINGLE, parts, verdicts
+from tests.browser import opened
 from tests.conftest import mpiconv
 from tests.test_measure import ATTRIBUTES, record
-from tests.test_report import BROWSER, DRIVER, opened_in_browser
 
 CLAIMS = "speed-up", "speed up", "speedup", "faster than", " x ", "efficiency"
 """Words that compare with one device."""
@@ -270,9 +269,6 @@ def long_run(number, units=63, ranks=8):
 
 @pytest.mark.parametrize("runs", [1, 8])
 def test_the_page_fits_a_screen(runs, tmp_path, monkeypatch):
-    if not (BROWSER and DRIVER):
-        assert os.environ.get("CI") != "true", "CI has to install chromium and chromium-driver"
-        pytest.skip("the report was not opened in a browser: needs chromium and chromedriver")
     monkeypatch.setattr(report, "_draw", lambda *_: Drawn("a figure", "what it shows", "data:,"))
     paths = []
     for number in range(runs):
@@ -282,7 +278,7 @@ def test_the_page_fits_a_screen(runs, tmp_path, monkeypatch):
     lone, about = made(["edge"], [0], 1e6, **{key: ATTRIBUTES[key] for key in ("model", "input_shape")})
     paths += written(tmp_path, (lone, about))
     write_report(paths, tmp_path / "report.html")
-    with opened_in_browser(tmp_path / "report.html", 1280) as browser:
+    with opened(tmp_path / "report.html", 1280) as browser:
         browser.execute_script("document.querySelectorAll('details').forEach(each => each.open = true)")
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 1280
         tables = browser.execute_script(

@@ -46,7 +46,7 @@ REFINED, NEAR = 3, 0.2
 class BreakEven:
     """Where the fastest split is so much faster than the fastest plan that splits nothing that it is worth it.
 
-    ``factor``: with links that are so many times as fast as they are; None where splitting pays at no rate, or at all.
+    ``factor``: the links' rates there over what they are; None where splitting pays at no rate, or at all.
     """
 
     pays_now: bool
@@ -104,7 +104,7 @@ def _halved(pays: Callable[[float], bool], low: float, high: float) -> float:
 
 
 def _comparison(cluster: Cluster, splits: Sequence[Plan], whole: Sequence[Plan]) -> Callable[[float], bool]:
-    """Whether the fastest split is worth it beside the fastest of the rest with links so many times as fast."""
+    """A function from a factor on the links' rates to whether the fastest split is worth it beside the rest."""
 
     def pays(factor: float) -> bool:
         changed = cluster.with_links(factor)

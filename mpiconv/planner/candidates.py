@@ -120,7 +120,7 @@ def candidates(
     search
         Whether those are among them that a search finds, or a baseline; these take longest.
     most_s
-        After so many s what was found so far is all; the plans on one device are always there.
+        Time limit in s: what is found later is left out, but for the plans on one device.
     tell
         Called with a sentence where no split keeps within ``memory_limits``, so that one device does all.
 

@@ -83,7 +83,7 @@ class Device:
         return {key: UnitTimes(points) for key, points in self.unit_seconds.items()}
 
     def faster(self, factor: float) -> Device:
-        """The same device, so many times as fast, as far as numbers go."""
+        """The same device with all speeds multiplied by a factor, within what a cluster file may hold."""
         speeds = {kind: min(factor * speed, LARGEST / 10) for kind, speed in self.gflop_per_s.items()}
         times = {
             key: [(c, r, w, n, s / factor) for c, r, w, n, s in points] for key, points in self.unit_seconds.items()
@@ -186,7 +186,7 @@ class Cluster:
         return replace(self, devices=tuple(self.devices[old] for old in order), links=tuple(links))
 
     def with_links(self, factor: float) -> Cluster:
-        """The same devices with links that are so many times as fast; what a message takes besides its bytes stays."""
+        """The same devices, the rates of all links multiplied by a factor; their latencies stay."""
         links = (replace(link, beta_bytes_per_s=factor * link.beta_bytes_per_s) for link in self.links)
         return replace(self, links=tuple(links))
 
