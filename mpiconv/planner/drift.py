@@ -23,7 +23,7 @@ FEW, FEW_SIGMA = 16, 0.08
 """With fewer spreads, of which a window of three frames has two, the noise is taken to be this large at least."""
 
 KEPT = 60
-"""On so many spreads the estimate of the noise is based at most."""
+"""The most spreads that the noise is estimated from."""
 
 MIDDLE, OUTER = 0.69, 1.36
 """The median and the 0.8 quantile of the spreads of three frames, for normal noise of deviation 1."""

@@ -25,7 +25,7 @@ SINGLE, AUTO = "single", "auto"
 
 MOST_DEVICES = 384
 AUTO_DEVICES = 16
-"""So many devices the planner searches in a second or two; of more, ``auto`` uses so many and leaves the rest idle."""
+"""The most devices that ``auto`` searches, in a second or two; it leaves the rest idle."""
 
 MULTICAST = "+multicast"
 """What the name of a medium ends with where a block that several devices need is sent once. Simulated only."""

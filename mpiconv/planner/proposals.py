@@ -35,7 +35,7 @@ WEIGHTS = (1.0, 0.5)
 """What a second of sending counts in the search: some of it is hidden behind computing, which it does not look at."""
 
 UNLIMITED = (1.0, 4.0, 16.0)
-"""A device without a limit gets so many times the share of the one with the largest, where shares go by memory."""
+"""Where shares go by memory: the share of a device without a limit, over that of the device with the largest."""
 
 FIRST_PRICE, DEARER = 0.1, 16
 """What all weights on a device count at first where they do not fit, as a part of a frame's time; and how often that is

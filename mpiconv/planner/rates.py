@@ -11,7 +11,7 @@ from mpiconv.planner.bounds import in_turn
 from mpiconv.planner.cluster import Cluster, kinds_of
 
 FEW = 24
-"""Of more ranks than this, so many are looked at: the root, one of each kind, and others evenly between them."""
+"""The most ranks that are all looked at. Of more: the root, one of each kind, and others evenly between them."""
 
 AT_ONCE = 4_000_000
 """Pairs of ranks that are compared at a time, for the memory that this takes."""

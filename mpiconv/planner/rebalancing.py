@@ -124,7 +124,7 @@ class Rebalancer:
         self._last: deque[Window] = deque(maxlen=IN_A_ROW)
 
     def adopted(self, move: Move, seconds: float) -> None:
-        """The plan runs from the next picture on; adopting it took so many seconds."""
+        """Note that the plan runs from the next picture on, and how long adopting it took, in s."""
         self._build_s = max(seconds - self._sending_s(move.plan), 0.0)
         self.realised_gain = None
         self._former = (self.plan, self._name, move) if move.kind != "undo" else None
@@ -135,7 +135,7 @@ class Rebalancer:
         self._refused.append(move.plan)
 
     def look(self, window: Window, left: int) -> Move | None:
-        """Take the next window, with so many pictures to come; the plan to adopt now, None for none."""
+        """Take the next window and the number of pictures to come; returns the plan to adopt now, None for none."""
         if not window.complete:
             return None
         if self._to_skip:
@@ -160,7 +160,7 @@ class Rebalancer:
         self._latency.add(window.latency_s / self._explained_s(np.median(seconds, axis=0)))
 
     def _explained_s(self, seconds: np.ndarray) -> float:
-        """The latency as simulated where ranks compute so many s; not simulated again for about the same ones."""
+        """The simulated latency for these computing times in s; not simulated again for about the same ones."""
         estimated = self._estimated_s
         devices = np.where(estimated > 0, np.maximum(seconds, 1e-9) / np.maximum(estimated, 1e-12), self._state.devices)
         known, explained_s = self._explained

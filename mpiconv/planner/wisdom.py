@@ -188,7 +188,7 @@ def cases_of(unit: Unit) -> list[Case]:
 
 
 def _part(length: int, parts: int) -> Span:
-    """The second of so many parts: of more than two it has neighbours on both sides, as most have."""
+    """The second part of a cut: if there are more than two it has neighbours on both sides, as most have."""
     size = -(-length // parts)
     low = min(size, length - size)
     return Span(low, low + size)

@@ -50,7 +50,7 @@ class Rebalance:
         self._since, self._asked, self._not_before_s = 0, False, 0.0
 
     def after_picture(self, done: int, left: int) -> bool:
-        """A picture was answered, so many are done, and so many to come; whether another plan runs now."""
+        """Take note of an answer and of how many pictures are done and to come; whether another plan runs now."""
         self._since += 1
         if self._asked:
             window = self._net.reports.take()

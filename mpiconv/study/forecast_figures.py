@@ -18,7 +18,7 @@ from mpiconv.study.style import WAITING, colour, pyplot, save
 SCHEME_COLOURS = {"kpm": 0, "wpm": 1, "grid": 2, "fused": 3, AUTO: 5, "replicated": 4}
 MARKERS = "osD^vP"
 MOST_TIMES = 60
-"""Latencies of more than so many times that of one device leave their panel."""
+"""A latency above this multiple of one device's leaves its panel."""
 
 NEAR = 0.02
 """By how much of itself a measured rate may differ from a panel's."""
