@@ -14,6 +14,8 @@ _EXPORTS = {
     "trace": "mpiconv.graph.trace",
     "Plan": "mpiconv.partition",
     "make_plan": "mpiconv.partition",
+    "Turns": "mpiconv.partition",
+    "make_turns": "mpiconv.partition",
     "distribute": "mpiconv.runtime",
     "open_results": "mpiconv.measure",
     "MpiconvError": "mpiconv.errors",

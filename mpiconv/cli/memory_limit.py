@@ -7,7 +7,8 @@ import math
 import re
 
 from mpiconv.errors import UsageError
-from mpiconv.partition.plan import Plan
+from mpiconv.partition.plan import plans_of
+from mpiconv.partition.turns import AnyPlan
 from mpiconv.words import counted
 
 SIZES = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -55,7 +56,7 @@ def asked_limits(arguments: argparse.Namespace, ranks: int) -> list[float | None
     return [None, *given * (ranks - 1)]
 
 
-def check_plan(arguments: argparse.Namespace, plan: Plan) -> None:
+def check_plan(arguments: argparse.Namespace, plan: AnyPlan) -> None:
     """Raise MpiconvError where a plan that was asked for needs more than ``--memory-limit``."""
     asked = asked_limits(arguments, plan.ranks)
     if asked is None:
@@ -65,6 +66,7 @@ def check_plan(arguments: argparse.Namespace, plan: Plan) -> None:
     from mpiconv.planner.memory import peak_bytes
 
     most = tuple(math.inf if each is None else each for each in asked)
-    needed = peak_bytes(schedule(plan, lambda _: "messages"), in_flight=getattr(arguments, "in_flight", 1))
+    carried = [schedule(each, lambda _: "messages") for each in plans_of(plan)]
+    needed = peak_bytes(carried, in_flight=getattr(arguments, "in_flight", len(carried)))
     name = arguments.plan or f"{plan.scheme} over {counted(plan.ranks, 'rank')}"
     check_limits(Limits(most, tuple(f"rank {rank}" for rank in range(plan.ranks))), needed, name)

@@ -92,8 +92,9 @@ def add_split_options(parser: argparse.ArgumentParser, *, usual: str) -> None:
     group.add_argument(
         "--scheme",
         help="single, kpm (kernels), wpm (rows), columns, tiles (rows x columns), grid (rows x kernels), fused, "
-        "replicated; auto: what is fastest on these devices; or a baseline from the literature, planned for these "
-        f"devices: {', '.join(f'{name} ({what})' for name, what in BASELINES.items())} (default: {usual})",
+        "replicated; turns: whole pictures to each rank in turn (--in-flight of at least as many as ranks); auto: what "
+        "is fastest on these devices; or a baseline from the literature, planned for these devices: "
+        f"{', '.join(f'{name} ({what})' for name, what in BASELINES.items())} (default: {usual})",
     )
     group.add_argument(
         "--shares", type=shares, metavar="A,B,...", help="one number per rank on any scale, 0 for none (default: equal)"

@@ -19,6 +19,7 @@ from mpiconv.graph.form import Graph
 from mpiconv.graph.trace import trace
 from mpiconv.partition.plan import at_work
 from mpiconv.partition.schemes import check_scheme
+from mpiconv.partition.turns import TURNS
 from mpiconv.planner.advice import WORTH, BreakEven, alternatives, break_even, helps, lower_bound_s, rate_now
 from mpiconv.planner.baselines import BASELINES
 from mpiconv.planner.candidates import Candidate, candidates
@@ -103,7 +104,7 @@ def choose(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> None:
     """Raise UsageError for an option that says what is chosen for the cluster."""
     if arguments.scheme is not None:
-        check_scheme(arguments.scheme, (*BASELINES, AUTO))
+        check_scheme(arguments.scheme, (*BASELINES, AUTO, TURNS))
     for name in NOT_ASKED:
         if getattr(arguments, name) not in (None, AUTO, *BASELINES):
             raise UsageError(f"--cluster chooses a plan by itself: leave --{name} out, or leave --cluster out")

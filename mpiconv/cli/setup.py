@@ -16,6 +16,7 @@ from torch import nn
 from mpiconv.cli.auto import as_published, plans_to_try, wants_baseline
 from mpiconv.cli.memory_limit import check_plan
 from mpiconv.cli.options import AUTO, SPLIT, shares_for
+from mpiconv.cli.turns import check_watched, turns_for
 from mpiconv.data.datasets import HELD_OUT, LabelledPictures, is_labelled, open_data
 from mpiconv.data.pictures import PictureFiles, Pictures, RandomPictures, folder_pictures
 from mpiconv.errors import ModelError, PlanError, UsageError
@@ -23,9 +24,11 @@ from mpiconv.graph.form import Graph
 from mpiconv.graph.trace import trace
 from mpiconv.measure.energy import EnergyProfile, load_profile
 from mpiconv.models import Info, info_of, load_model, outline
-from mpiconv.partition import Plan, make_plan
+from mpiconv.partition import make_plan
 from mpiconv.partition.box import normalised
+from mpiconv.partition.plan import plans_of
 from mpiconv.partition.schemes import ROOT_ALONE, check_scheme
+from mpiconv.partition.turns import TURNS, AnyPlan, Turns, load_any
 from mpiconv.planner.baselines import BASELINES
 from mpiconv.planner.candidates import Candidate
 from mpiconv.planner.cluster import Cluster
@@ -49,7 +52,7 @@ class Job:
     model: nn.Module
     info: Info
     pictures: Pictures
-    plan: Plan
+    plan: AnyPlan
     profile: EnergyProfile
     cluster: Cluster | None = None
     trials: tuple[Candidate, ...] = ()
@@ -62,8 +65,8 @@ class Job:
 
     @cached_property
     def predicted(self) -> Timeline | None:
-        """How a frame goes by the plan as estimated; None where the cluster is not known."""
-        return None if self.cluster is None else estimate(self.plan, self.cluster)
+        """How a frame goes by the plan as estimated; None where the cluster is not known, or plans take turns."""
+        return None if self.cluster is None or isinstance(self.plan, Turns) else estimate(self.plan, self.cluster)
 
     @property
     def batches(self) -> int:
@@ -144,7 +147,7 @@ def prepare(arguments: argparse.Namespace, ranks: int, cluster: Cluster | None =
     trials: tuple[Candidate, ...] = ()
     baseline = arguments.scheme if wants_baseline(arguments) else ""
     if cluster is not None and baseline:
-        plan = as_published(baseline, model, shape, cluster)
+        plan: AnyPlan = as_published(baseline, model, shape, cluster)
         check_plan(arguments, plan)
     elif cluster is not None and arguments.scheme == AUTO:
         repeats = repeats_of(arguments, pictures)
@@ -153,6 +156,7 @@ def prepare(arguments: argparse.Namespace, ranks: int, cluster: Cluster | None =
     else:
         plan = saved or plan_for(arguments, model, shape, ranks)
         check_plan(arguments, plan)
+    check_watched(arguments, plan)
     if isinstance(pictures, LabelledPictures):
         _check_outputs(model, info, arguments.data)
     return Job(model, info, pictures, plan, profile, cluster, trials, baseline)
@@ -165,12 +169,12 @@ def repeats_of(arguments: argparse.Namespace, pictures: Pictures) -> int:
     return max(asked, math.ceil(len(pictures) / batch))
 
 
-def saved_plan(arguments: argparse.Namespace, ranks: int) -> Plan | None:
+def saved_plan(arguments: argparse.Namespace, ranks: int) -> AnyPlan | None:
     """The plan that --plan names; from then on the options of the split that were not given have a value.
 
     Raises UsageError for an option that says something else than the plan.
     """
-    saved = Plan.load(arguments.plan) if arguments.plan else None
+    saved = load_any(arguments.plan) if arguments.plan else None
     if saved is not None:
         _compare_with_plan(arguments, saved, ranks)
     for name, usual in SPLIT.items():
@@ -179,7 +183,7 @@ def saved_plan(arguments: argparse.Namespace, ranks: int) -> Plan | None:
     return saved
 
 
-def _check_network(path: str, plan: Plan, model: nn.Module, info: Info) -> None:
+def _check_network(path: str, plan: AnyPlan, model: nn.Module, info: Info) -> None:
     """Raise PlanError where a plan of another name has tensors that the model has not, before it is traced as planned.
 
     The same network under another name is fine.
@@ -192,17 +196,17 @@ def _check_network(path: str, plan: Plan, model: nn.Module, info: Info) -> None:
         raise PlanError(f"{path} is a plan for {plan.graph.model}, and --model is {info.name}: {error}") from None
 
 
-def _of_plan(plan: Plan) -> dict[str, Any]:
+def _of_plan(plan: AnyPlan) -> dict[str, Any]:
     """What the options of the split would be for a plan."""
     return {"scheme": plan.scheme, "gather": plan.gather, "head": plan.head, "batch": plan.batch}
 
 
-def _compare_with_plan(arguments: argparse.Namespace, plan: Plan, ranks: int) -> None:
+def _compare_with_plan(arguments: argparse.Namespace, plan: AnyPlan, ranks: int) -> None:
     """Raise UsageError for the first option that says something else than the plan; naming it and both values."""
     found: dict[str, tuple[Any, Any]] = {
         name: (getattr(arguments, name), value)
         for name, value in _of_plan(plan).items()
-        if name != "scheme" or set(plan.schemes) != {ROOT_ALONE}
+        if name != "scheme" or any(set(each.schemes) != {ROOT_ALONE} for each in plans_of(plan))
     }
     rows, columns = plan.graph.input_shape[1:]
     size = arguments.input_size
@@ -221,12 +225,14 @@ def _compare_with_plan(arguments: argparse.Namespace, plan: Plan, ranks: int) ->
             )
 
 
-def plan_for(arguments: argparse.Namespace, model: nn.Module, shape: tuple[int, ...], ranks: int) -> Plan:
+def plan_for(arguments: argparse.Namespace, model: nn.Module, shape: tuple[int, ...], ranks: int) -> AnyPlan:
     """The plan that the options ask for, for pictures of the shape (N, C, H, W).
 
     Raises UsageError for a scheme that does not exist.
     """
-    check_scheme(arguments.scheme, (*BASELINES, AUTO))
+    check_scheme(arguments.scheme, (*BASELINES, AUTO, TURNS))
+    if arguments.scheme == TURNS:
+        return turns_for(arguments, model, shape, ranks)
     shares = shares_for(arguments, ranks)
     return make_plan(model, shape, arguments.scheme, ranks, shares, arguments.gather, arguments.head)
 

@@ -15,6 +15,7 @@ from mpiconv.measure.energy import load_profile
 from mpiconv.models.registry import check_name
 from mpiconv.partition.box import normalised
 from mpiconv.partition.schemes import check_scheme
+from mpiconv.partition.turns import TURNS
 from mpiconv.planner.baselines import BASELINES
 from mpiconv.study.sweep import Point
 
@@ -51,7 +52,7 @@ def _check(arguments: argparse.Namespace, ranks: int) -> None:
     """Raise MpiconvError for a value that does not fit: a wrong name, as many numbers as no ranks, a missing file."""
     check_name(arguments.model)
     if arguments.scheme is not None:
-        check_scheme(arguments.scheme, (*BASELINES, AUTO))
+        check_scheme(arguments.scheme, (*BASELINES, AUTO, TURNS))
     load_profile(arguments.energy)
     pace_of(arguments, 0, ranks)
     shares = shares_for(arguments, ranks)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mpiconv.cli.turns import pictures_each
 from mpiconv.data.pictures import RandomPictures
 from mpiconv.measure.record import typical
 from mpiconv.text import safe_text
@@ -79,6 +80,8 @@ def summary(
         f"({counted(len(record.latency_s), 'repeat')}{every}); "
         f"{throughput_fps(record, plan.batch, paused_s):.1f} pictures/s"
     )
+    if turns := pictures_each(plan, record):
+        lines.append(turns)
     if job.predicted is not None:
         lines.append(_predicted(job.predicted.latency_s, float(np.median(record.latency_s))))
     if gain is not None:

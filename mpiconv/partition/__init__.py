@@ -5,6 +5,7 @@ from mpiconv.partition.exchange import Exchange, Transfer
 from mpiconv.partition.making import make_plan
 from mpiconv.partition.plan import Plan
 from mpiconv.partition.schemes import SCHEMES, scheme
+from mpiconv.partition.turns import Turns, make_turns
 
 __all__ = [
     "SCHEMES",
@@ -13,8 +14,10 @@ __all__ = [
     "Plan",
     "Span",
     "Transfer",
+    "Turns",
     "hull",
     "make_plan",
+    "make_turns",
     "normalised",
     "scheme",
     "split",

@@ -9,9 +9,10 @@ from dataclasses import replace
 from mpiconv.graph.form import Param, Unit
 from mpiconv.partition.box import Box, Span
 from mpiconv.partition.exchange import Exchange, exchange
-from mpiconv.partition.plan import FLOAT_BYTES, Plan
+from mpiconv.partition.plan import FLOAT_BYTES, plans_of
 from mpiconv.partition.receptive import layer_boxes
 from mpiconv.partition.schemes import ROOT
+from mpiconv.partition.turns import AnyPlan
 
 Holdings = Mapping[Param, tuple[Span, ...]]
 """Of every tensor, named by ``tensor_of``, the rows that each rank has: output channels, one span a rank.
@@ -32,11 +33,11 @@ def rows_needed(unit: Unit, box: Box) -> Iterator[tuple[int, Param, Span]]:
             yield number, param, part.channels
 
 
-def holdings(plan: Plan) -> dict[Param, tuple[Span, ...]]:
-    """The rows that the ranks need for a plan, those of the largest units first.
+def holdings(plan: AnyPlan) -> dict[Param, tuple[Span, ...]]:
+    """The rows that the ranks need for a plan, or for several in turn, those of the largest units first.
 
-    Of a tensor that several units compute with it is one span around the rows for each. What the root runs with the
-    model's own modules is not among them.
+    Of a tensor that several units or plans compute with it is one span around the rows for each. What the root runs
+    with the model's own modules is not among them.
 
     Examples
     --------
@@ -47,7 +48,7 @@ def holdings(plan: Plan) -> dict[Param, tuple[Span, ...]]:
     found: dict[Param, list[Span]] = {}
     sizes = [sum(param.size for param in unit.params) for unit in plan.graph.body]
     for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        for rank, box in enumerate(plan.boxes[index]):
+        for rank, box in ((rank, box) for each in plans_of(plan) for rank, box in enumerate(each.boxes[index])):
             for _, param, rows in rows_needed(plan.graph.body[index], box):
                 spans = found.setdefault(tensor_of(param), [Span()] * plan.ranks)
                 spans[rank] = spans[rank].hull(rows)

@@ -12,10 +12,12 @@ from mpiconv.graph.grouping import HEADS, Gather, grouped, single_layers
 from mpiconv.partition.box import Box, normalised
 from mpiconv.partition.differences import other_network
 from mpiconv.partition.plan import Plan
-from mpiconv.partition.schemes import ROOT, ROOT_ALONE, boxes_of
+from mpiconv.partition.schemes import ROOT, ROOT_ALONE, alone_on, boxes_of
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from mpiconv.partition.turns import AnyPlan
 
 
 def make_plan(
@@ -62,12 +64,7 @@ def make_plan(
     >>> model = mpiconv.load_model("vgg11")
     >>> print(mpiconv.make_plan(model, (1, 3, 224, 224), "wpm", ranks=3, shares=(1, 1, 2), head=2))
     """
-    if ranks < 1:
-        raise UsageError(f"{ranks} ranks: at least 1 is needed")
-    batch, *picture = (int(length) for length in input_shape)
-    if batch < 1:
-        raise UsageError(f"a batch of {batch} pictures: at least 1 is needed")
-    graph, place = _traced(model, picture, batch), None
+    (graph, batch), place = graph_of(model, input_shape, ranks), None
     if gather is not None or head is not None or not isinstance(model, Graph):
         place = _rank_of(head or "root", ranks) if head != ROOT else ROOT
         graph = grouped(graph, gather or "pool", "root" if place == ROOT else "split")
@@ -76,6 +73,16 @@ def make_plan(
     plan = Plan(graph, tuple(schemes), tuple(parts), batch, tuple(tuple(row) for row in boxes))
     _ = plan.exchanges
     return plan
+
+
+def graph_of(model: nn.Module | Graph, input_shape: Sequence[int], ranks: int) -> tuple[Graph, int]:
+    """The graph of a network, and the batch; raises UsageError where there are no ranks or no pictures."""
+    if ranks < 1:
+        raise UsageError(f"{ranks} ranks: at least 1 is needed")
+    batch, *picture = (int(length) for length in input_shape)
+    if batch < 1:
+        raise UsageError(f"a batch of {batch} pictures: at least 1 is needed")
+    return _traced(model, picture, batch), batch
 
 
 def _traced(model: nn.Module | Graph, picture: list[int], batch: int) -> Graph:
@@ -119,7 +126,18 @@ def fitted(plan: Plan, graph: Graph) -> Plan:
     raise PlanError(other_network(plan.graph, grouped(graph, gather, head)))
 
 
-def alone(plan: Plan) -> Plan:
+def on_rank(graph: Graph, rank: int, ranks: int, batch: int) -> Plan:
+    """All on one of several ranks, but for what cannot be split, which stays on the root."""
+    owners = [ROOT if unit.opaque else rank for unit in graph.body]
+    boxes = tuple(
+        tuple(Box.whole(unit.out_shape) if each == owner else Box() for each in range(ranks))
+        for unit, owner in zip(graph.body, owners, strict=True)
+    )
+    shares = tuple(float(each == rank) for each in range(ranks))
+    return Plan(graph, tuple(map(alone_on, owners)), shares, batch, boxes)
+
+
+def alone(plan: AnyPlan) -> Plan:
     """A plan with the same units, all of them on one rank."""
     boxes = tuple((Box.whole(unit.out_shape),) for unit in plan.graph.body)
     schemes = tuple(ROOT_ALONE if unit.opaque else "single" for unit in plan.graph.body)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpiconv.errors import PlanError, UsageError
 from mpiconv.files import write_text
@@ -17,6 +17,9 @@ from mpiconv.partition.box import Box, hull
 from mpiconv.partition.exchange import Exchange, exchange
 from mpiconv.partition.receptive import box_flops, box_weights, unit_needs
 from mpiconv.partition.schemes import ROOT, ROOT_ALONE, alone_on
+
+if TYPE_CHECKING:
+    from mpiconv.partition.turns import AnyPlan
 
 FLOAT_BYTES = 4
 
@@ -173,15 +176,21 @@ class Plan:
         return load(path)
 
 
-def at_work(plan: Plan) -> list[int]:
+def plans_of(plan: AnyPlan) -> tuple[Plan, ...]:
+    """The plan, or those by which batches go in turn."""
+    return (plan,) if isinstance(plan, Plan) else plan.plans
+
+
+def at_work(plan: AnyPlan) -> list[int]:
     """The ranks that compute something; the root alone where there is nothing to compute."""
-    units = range(len(plan.graph.units))
-    return [rank for rank in range(plan.ranks) if any(plan.flops(unit, rank) for unit in units)] or [ROOT]
+    parts = [(each, unit) for each in plans_of(plan) for unit in range(len(plan.graph.units))]
+    return [rank for rank in range(plan.ranks) if any(each.flops(unit, rank) for each, unit in parts)] or [ROOT]
 
 
-def same_work(one: Plan, other: Plan) -> bool:
+def same_work(one: AnyPlan, other: AnyPlan) -> bool:
     """Whether two plans for a network have every rank do the same."""
-    return (one.graph.unit_names, one.boxes, one.threads) == (other.graph.unit_names, other.boxes, other.threads)
+    found, wanted = ([(each.graph.unit_names, each.boxes, each.threads) for each in plans_of(p)] for p in (one, other))
+    return found == wanted
 
 
 def _check(plan: Plan) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mpiconv.errors import MpiconvError, PlanError
 from mpiconv.graph.form import Graph
 from mpiconv.partition.box import Box, normalised
 from mpiconv.partition.plan import Plan
 from mpiconv.reading import read_json
+
+T = TypeVar("T")
 
 PLAN_VERSION = 2
 READ_VERSIONS = (1, PLAN_VERSION)
@@ -38,6 +40,8 @@ def plan_of(data: Mapping[str, Any]) -> Plan:
     if not isinstance(data, Mapping) or data.get("mpiconv_plan") not in READ_VERSIONS:
         known = " or ".join(map(str, READ_VERSIONS))
         raise PlanError(f"not a plan of version {known} (made by mpiconv plan --save)")
+    if "turns" in data:
+        raise PlanError("several plans in turn, which mpiconv.Turns.load reads")
     try:
         shares = tuple(float(share) for share in data["shares"])
         boxes = tuple(tuple(Box.of(box) for box in row) for row in data["boxes"])
@@ -53,12 +57,17 @@ def plan_of(data: Mapping[str, Any]) -> Plan:
 
 def load(path: str | Path) -> Plan:
     """The plan in a file. Raises PlanError, naming the file, where it is missing or no plan."""
+    return read_plan(path, plan_of)
+
+
+def read_plan(path: str | Path, made_of: Callable[[Mapping[str, Any]], T]) -> T:
+    """What is made of the JSON in a file. Raises PlanError, naming the file, where it is missing or broken."""
     try:
         data = read_json(path, "plan")
     except MpiconvError as error:
         raise PlanError(f"{error}; a plan is what mpiconv plan --save writes") from None
     try:
-        plan = plan_of(data)
+        plan = made_of(data)
         str(plan)
     except MpiconvError as error:
         raise PlanError(f"{path}: {error}") from None

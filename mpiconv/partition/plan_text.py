@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mpiconv.partition.plan import Plan
+from mpiconv.partition.plan import Plan, plans_of
 from mpiconv.partition.schemes import ROOT, ROOT_ALONE
+from mpiconv.partition.turns import AnyPlan
 
 
 def table(plan: Plan) -> str:
@@ -37,8 +38,9 @@ def table(plan: Plan) -> str:
     return "\n".join([title, *lines])
 
 
-def idle(plan: Plan) -> dict[int, list[str]]:
+def idle(plan: AnyPlan) -> dict[int, list[str]]:
     """Ranks that own nothing in some units, and the names of those units."""
-    body = plan.graph.body
-    empty = {r: [u.name for u, row in zip(body, plan.boxes, strict=True) if not row[r]] for r in range(plan.ranks)}
+    rows = [[each.boxes[index] for each in plans_of(plan)] for index in range(len(plan.graph.body))]
+    units = list(zip(plan.graph.body, rows, strict=True))
+    empty = {r: [unit.name for unit, row in units if not any(each[r] for each in row)] for r in range(plan.ranks)}
     return {rank: names for rank, names in empty.items() if names}

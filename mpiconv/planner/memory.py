@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mpiconv.graph.form import Graph, Unit
 from mpiconv.partition.bounds import box_of
@@ -81,17 +82,19 @@ class Memory:
         return self.weights_bytes + max(self.running_bytes, self.packing_bytes)
 
 
-def peak_bytes(schedule: Schedule, *, in_flight: int = 1) -> list[Memory]:
+def peak_bytes(schedule: Schedule | Sequence[Schedule], *, in_flight: int = 1) -> list[Memory]:
     """What every rank needs at most from the start to the last frame, the maps with channels last.
 
     Parameters
     ----------
     schedule
-        A plan with the media and pieces of its exchanges.
+        A plan with the media and pieces of its exchanges; or several, by which batches go in turn.
     in_flight
-        How many batches are under way at a time: each has buffers of its own.
+        How many batches are under way at a time: each has buffers of its own. Plans in turn are ``in_flight`` at least.
     """
-    return [_of_rank(schedule, rank, in_flight) for rank in range(schedule.plan.ranks)]
+    carried = [schedule] if isinstance(schedule, Schedule) else schedule
+    slots = [len(range(turn, max(in_flight, len(carried)), len(carried))) for turn in range(len(carried))]
+    return [_of_rank(carried, slots, rank) for rank in range(carried[0].plan.ranks)]
 
 
 def compiled(unit: Unit) -> bool:
@@ -103,25 +106,31 @@ def compiled(unit: Unit) -> bool:
     return FLOAT_BYTES * sum(param.size for param in unit.params) <= MOST_COMPILED_BYTES
 
 
-def _of_rank(schedule: Schedule, rank: int, in_flight: int) -> Memory:
-    plan = schedule.plan
+def _of_rank(carried: Sequence[Schedule], slots: Sequence[int], rank: int) -> Memory:
+    """What a rank needs where ``slots[i]`` batches in flight go by schedule i."""
+    graph, batch = carried[0].plan.graph, carried[0].plan.batch
     parts = [
-        layer_boxes(unit, row[rank]) if row[rank] else [Box()] * len(unit.layers)
-        for unit, row in zip(plan.graph.units, plan.owned, strict=True)
+        [
+            layer_boxes(unit, row[rank]) if row[rank] else [Box()] * len(unit.layers)
+            for unit, row in zip(graph.units, schedule.plan.owned, strict=True)
+        ]
+        for schedule in carried
     ]
-    packed, code, packing = _packed(schedule, rank, parts)
-    moves = schedule.moves.values()
-    buffers = sum(_buffer(move, rank) for move in moves)
-    staging = sum(_staging(part, move, rank) for move in moves if move.medium == "messages" for part in move.parts)
-    each = FLOAT_BYTES * plan.batch * in_flight
-    maps = _maps(schedule, rank, parts, in_flight)
+    packed, code, packing = _packed(carried, rank, parts)
+    buffers = staging = 0
+    for schedule, count in zip(carried, slots, strict=True):
+        moves = schedule.moves.values()
+        buffers += count * sum(_buffer(move, rank) for move in moves)
+        by_message = (move for move in moves if move.medium == "messages")
+        staging += count * sum(_staging(part, move, rank) for move in by_message for part in move.parts)
+    maps = _maps(carried, slots, rank, parts)
     if rank == ROOT:
-        maps = max(maps, _checking(plan.graph, min(plan.batch, CHECKED_PICTURES)))
-    weights = _weights(plan.graph, None if rank == ROOT else parts)
-    return Memory(weights, packed, code, packing, each * buffers, each * staging, maps)
+        maps = max(maps, _checking(graph, min(batch, CHECKED_PICTURES)))
+    weights = _weights(graph, None if rank == ROOT else parts)
+    return Memory(weights, packed, code, packing, FLOAT_BYTES * batch * buffers, FLOAT_BYTES * batch * staging, maps)
 
 
-def _weights(graph: Graph, parts: Sequence[Parts] | None) -> int:
+def _weights(graph: Graph, parts: Sequence[Sequence[Parts]] | None) -> int:
     """B of the rows that a rank has for the parts of all units; the whole model without. A shared tensor counts once.
 
     The same rows as ``partition.holdings`` has them.
@@ -132,28 +141,33 @@ def _weights(graph: Graph, parts: Sequence[Parts] | None) -> int:
         for number, layer in enumerate(unit.layers):
             for param in layer.params:
                 sizes[param.key] = param.size // param.shape[0]
-                mine = Span(0, param.shape[0]) if parts is None else parts[index][number].channels
-                if parts is None or not layer.opaque:
+                whole = [Span(0, param.shape[0])]
+                wanted = whole if parts is None else [each[index][number].channels for each in parts]
+                for mine in wanted if parts is None or not layer.opaque else ():
                     rows[param.key] = rows.get(param.key, Span()).hull(mine)
     return FLOAT_BYTES * sum(len(span) * sizes[key] for key, span in rows.items())
 
 
-def _packed(schedule: Schedule, rank: int, parts: Sequence[Parts]) -> tuple[int, int, int]:
+def _packed(carried: Sequence[Schedule], rank: int, parts: Sequence[Sequence[Parts]]) -> tuple[int, int, int]:
     """B of reordered kernels, of what compiled units need besides, and the most while they are reordered."""
-    plan = schedule.plan
+    body = carried[0].plan.graph.body
     packed = code = packing = once = 0
-    weights = [sum(param.size for param in unit.params) for unit in plan.graph.body]
+    weights = [sum(param.size for param in unit.params) for unit in body]
     for index in sorted(range(len(weights)), key=lambda unit: -weights[unit]):  # as the runtime does it
-        unit = plan.graph.body[index]
-        if not plan.boxes[index][rank] or unit.opaque:
-            continue
-        size, most = _kernels(unit, parts[index])
-        packing = max(packing, once + size + most)
-        once += size
-        compiles = compiled(unit) and not _share_kernels([piece[rank] for piece in schedule.pieces[index]])
-        packed += size * (2 if compiles else 1)
-        if compiles:
-            code += round(CODE_BYTES) * sum(layer.has_kernels for layer in unit.layers)
+        unit, ready = body[index], list[Any]()
+        for schedule, mine in zip(carried, parts, strict=True):
+            cut = [piece[rank] for piece in schedule.pieces[index]]
+            plan, work = schedule.plan, (cut, schedule.padded(index, rank), schedule.plan.cuts_channels(index))
+            if not plan.boxes[index][rank] or unit.opaque or work in ready:
+                continue  # by several plans in turn a unit of which the rank does the same is there once
+            ready.append(work)
+            size, most = _kernels(unit, mine[index])
+            packing = max(packing, once + size + most)
+            once += size
+            compiles = compiled(unit) and not _share_kernels(cut)
+            packed += size * (2 if compiles else 1)
+            if compiles:
+                code += round(CODE_BYTES) * sum(layer.has_kernels for layer in unit.layers)
     return packed, code, packing
 
 
@@ -226,8 +240,27 @@ def _in_one_piece(box: Box, whole: Box) -> bool:
     return all(len(a) == 1 for a, _ in pairs[:cut])
 
 
-def _maps(schedule: Schedule, rank: int, parts: Sequence[Parts], in_flight: int) -> int:
-    """B of the maps that live while a unit is computed, at most, besides those in buffers."""
+def _maps(carried: Sequence[Schedule], slots: Sequence[int], rank: int, parts: Sequence[Sequence[Parts]]) -> int:
+    """B of the maps that live while a unit is computed, at most, besides those in buffers.
+
+    By plans in turn a unit of each batch may be what it has most for, and a unit of one of them is computed.
+    """
+    batch, units = carried[0].plan.batch, carried[0].plan.graph.units
+    living = [
+        [batch * count * each for each in _living(schedule, rank)]
+        for schedule, count in zip(carried, slots, strict=True)
+    ]
+    most = 0
+    for schedule, mine, own in zip(carried, parts, living, strict=True):
+        pairs = zip(units, mine, schedule.plan.owned, strict=True)
+        inside = [_inside(unit, part, batch) if row[rank] else 0 for unit, part, row in pairs]
+        here = max(a + b for a, b in zip(own, inside, strict=True))
+        most = max(most, here + sum(max(each) for each in living if each is not own))
+    return FLOAT_BYTES * most
+
+
+def _living(schedule: Schedule, rank: int) -> list[int]:
+    """Elements per picture of the maps that live while each unit is computed, besides those in buffers."""
     plan = schedule.plan
     units = plan.graph.units
     living = [0] * len(units)
@@ -239,11 +272,7 @@ def _maps(schedule: Schedule, rank: int, parts: Sequence[Parts], in_flight: int)
             there = schedule.moves[source].held[rank].holds  # else it lives on in the buffer that the first reads
             for index in range(source + 1, readers[-1] + 1 if there else readers[0]):
                 living[index] += size
-    inside = [
-        _inside(unit, mine, plan.batch) if row[rank] else 0
-        for unit, mine, row in zip(units, parts, plan.owned, strict=True)
-    ]
-    return FLOAT_BYTES * max(plan.batch * in_flight * a + b for a, b in zip(living, inside, strict=True))
+    return living
 
 
 def _inside(unit: Unit, parts: Parts, batch: int) -> int:

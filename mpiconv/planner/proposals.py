@@ -10,7 +10,7 @@ import numpy as np
 
 from mpiconv.graph.form import Graph
 from mpiconv.graph.grouping import grouped
-from mpiconv.partition.making import make_plan
+from mpiconv.partition.making import make_plan, on_rank
 from mpiconv.partition.plan import FLOAT_BYTES, Plan
 from mpiconv.partition.schemes import FUSES, NO_SPLIT, ROOT, SCHEMES
 from mpiconv.planner.baselines import BASELINES
@@ -46,11 +46,9 @@ def undivided(graph: Graph, cluster: Cluster, batch: int) -> Proposals:
     """All on one device of each kind, or all but the fully connected layers."""
     count, names = len(cluster.devices), names_of(cluster)
     for rank in first_of_each(cluster):
-        shares = tuple(float(other == rank) for other in range(count))
         for head in ("split", "root") if rank != ROOT else ("root",):
             units = grouped(graph, "pool", head)
-            way = alone(units, rank, count)
-            plan = Plan(units, way.names, shares, batch, tuple(map(tuple, way.boxes)))
+            plan = on_rank(units, rank, count, batch)
             whole = rank == ROOT or head == "split"
             yield f"all on {names[rank]}" if whole else f"body on {names[rank]}, head on {names[ROOT]}", plan
             threads = lent(cluster, rank)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from mpiconv.graph.form import PICTURE, Graph
 from mpiconv.partition.box import Box, hull
+from mpiconv.partition.making import on_rank
 from mpiconv.partition.receptive import needs_of
-from mpiconv.partition.schemes import FUSES, MIXED, ROOT, Boxes, alone_on, boxes_of, needs_all
+from mpiconv.partition.schemes import FUSES, MIXED, ROOT, Boxes, boxes_of, needs_all
 from mpiconv.planner.cluster import Cluster, kinds_of
 from mpiconv.planner.speed import unit_seconds
 
@@ -70,12 +71,8 @@ def over(graph: Graph, shares: Sequence[float]) -> list[Way]:
 
 def alone(graph: Graph, rank: int, count: int) -> Way:
     """One of ``count`` ranks computes all but the opaque units, which stay on the root."""
-    owners = [ROOT if unit.opaque else rank for unit in graph.body]
-    boxes = [
-        [Box.whole(unit.out_shape) if each == owner else Box() for each in range(count)]
-        for unit, owner in zip(graph.body, owners, strict=True)
-    ]
-    return Way(tuple(map(alone_on, owners)), boxes, (rank,))
+    plan = on_rank(graph, rank, count, batch=1)
+    return Way(plan.schemes, list(map(list, plan.boxes)), (rank,))
 
 
 def first_of_each(cluster: Cluster) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from time import perf_counter
 
 import numpy as np
@@ -19,9 +20,10 @@ from mpiconv.job.waiting import meet, wait
 from mpiconv.job.watch import Place
 from mpiconv.partition import Exchange, Plan
 from mpiconv.partition.holdings import Holdings, holdings
-from mpiconv.partition.plan import FLOAT_BYTES
+from mpiconv.partition.plan import FLOAT_BYTES, plans_of
 from mpiconv.partition.schedule import Schedule, schedule, worth_overlapping
 from mpiconv.partition.schemes import ROOT
+from mpiconv.partition.turns import AnyPlan
 from mpiconv.runtime.compute import onednn
 from mpiconv.runtime.compute.engines import channels_last
 from mpiconv.runtime.cores import Cores
@@ -56,12 +58,12 @@ class Model:
 
 @dataclass(frozen=True)
 class Built:
-    """A plan made ready on this rank: the slots that frames run in, and what is to be known of them.
+    """A plan, or several in turn, made ready on this rank: the slots of frames, and what is to be known of them.
 
     ``lends``: this rank waits asleep, since another computes on its core.
     """
 
-    plan: Plan
+    plan: AnyPlan
     slots: tuple[Slot, ...]
     paced: tuple[Paced, ...]
     weight_bytes: int
@@ -70,20 +72,26 @@ class Built:
     @property
     def overlapped(self) -> tuple[str, ...]:
         """The units whose output is sent piece by piece while the rest is computed."""
-        units = zip(self.plan.graph.units, self.slots[0].steps, strict=True)
-        return tuple(unit.name for unit, step in units if step.early)
+        steps = zip(*(slot.steps for slot in self.slots), strict=True)
+        units = zip(self.plan.graph.units, steps, strict=True)
+        return tuple(unit.name for unit, each in units if any(step.early for step in each))
+
+    @property
+    def sharing(self) -> bool:
+        """Whether this rank exchanges maps through memory that it shares with others of its host."""
+        return any(slot.sharing for slot in self.slots)
 
     @property
     def messages(self) -> bool:
         """Whether this rank sends or receives messages."""
-        found = (exchanger for parts in self.slots[0].exchangers.values() for exchanger in parts)
+        found = (exchanger for slot in self.slots for parts in slot.exchangers.values() for exchanger in parts)
         return any(e.messages and e.pattern != "none" for e in found)
 
     @property
     def counters(self) -> list[list[tuple[str, Counter]]]:
         """For every unit the exchanges before it: their pattern and what they counted, over all frames."""
         return [
-            [(e.pattern, e.counter) for slot in self.slots for i in self.plan.incoming(u) for e in slot.exchangers[i]]
+            [(e.pattern, e.counter) for slot in self.slots for i in slot.plan.incoming(u) for e in slot.exchangers[i]]
             for u in range(len(self.plan.graph.units))
         ]
 
@@ -128,18 +136,24 @@ class Builder:
         self.memory = Memory(channels_last=channels_last(settings.compute))
         self._units = LocalUnits(team.rank, self.weights, settings, model.modules, model.state)
 
-    def check(self, plan: Plan, batch: int) -> None:
-        """Raise MpiconvError for a plan that cannot run here: for other ranks or batches, or with maps too large."""
+    def check(self, plan: AnyPlan, batch: int) -> None:
+        """Raise MpiconvError for a plan that cannot run here: for other ranks or batches, or with maps too large.
+
+        And for several in turn where fewer batches are in flight.
+        """
         if plan.ranks != self._team.size:
             raise UsageError(f"the plan is for {counted(plan.ranks, 'rank')} and {self._team.size} are running")
         if plan.batch != batch:
             found = counted(plan.batch, "picture")
             raise UsageError(f"the plan is for batches of {found}, and those that run have {batch}")
-        check_sizes(self._schedule(plan))
+        plans = plans_of(plan)
+        check_in_flight(len(plans), self._settings.in_flight)
+        for each in plans:
+            check_sizes(self._schedule(each))
 
-    def build(self, plan: Plan, progress: Progress | None = None) -> Built:
+    def build(self, plan: AnyPlan, progress: Progress | None = None) -> Built:
         """Make a checked plan ready, and drop what only the plan before it needed. Collective."""
-        carried, wanted = self._schedule(plan), holdings(plan)
+        carried, wanted = [self._schedule(each) for each in plans_of(plan)], holdings(plan)
         if self._hashed:
             self._tell_hashes(wanted)
         came = self.weights.adopt(wanted, progress)
@@ -148,9 +162,12 @@ class Builder:
         if self._cores.use(plan):
             self._units.close()  # what is compiled is compiled for a number of threads
         computes = self._units.adopt(carried)
-        guarded = self.guard.around(plan, computes, self._team.rank)
-        wire, ahead = WIRES[self._settings.wire], self._settings.in_flight > 1
-        slots = tuple(Slot(carried, each, self.memory, wire, guarded, ahead=ahead) for each in self._teams)
+        rank, wire = self._team.rank, WIRES[self._settings.wire]
+        guarded = [self.guard.around(s.plan, units, rank) for s, units in zip(carried, computes, strict=True)]
+        how = {"ahead": self._settings.in_flight > 1, "yields": len(carried) > 1}
+        turns = list(zip(carried, guarded, strict=True))
+        made = zip(self._teams, cycle(turns), strict=False)
+        slots = tuple(Slot(schedule, team, self.memory, wire, units, **how) for team, (schedule, units) in made)
         return Built(plan, slots, tuple(self._units.paced), self._units.weight_bytes, self._cores.lends)
 
     def close(self) -> None:
@@ -181,6 +198,15 @@ class Builder:
             return MEDIA[medium(spread)].hides and worth_overlapping(plan, spread, self._seconds_per_byte)
 
         return schedule(plan, medium, overlap=overlap, slow_at_edges=self._slow_at_edges)
+
+
+def check_in_flight(plans: int, in_flight: int) -> None:
+    """Raise UsageError where fewer batches are in flight than there are plans to take turns between."""
+    if plans > in_flight:
+        raise UsageError(
+            f"{plans} plans in turn need at least {plans} batches in flight (--in-flight), twice as many to have the "
+            f"next picture on its way meanwhile: {in_flight} is set"
+        )
 
 
 def check_sizes(carried: Schedule) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from time import perf_counter
 from typing import Any
@@ -16,6 +17,7 @@ from mpiconv.job.team import Team
 from mpiconv.job.world import default_timeout_s
 from mpiconv.models.weights import is_finite
 from mpiconv.partition import Plan
+from mpiconv.partition.turns import AnyPlan, any_plan_of, in_turn
 from mpiconv.runtime.builder import Builder, Model
 from mpiconv.runtime.heap import settle_heap
 from mpiconv.runtime.net import DistributedNet
@@ -27,7 +29,7 @@ from mpiconv.words import counted
 
 def distribute(
     model: nn.Module | None,
-    plan: Plan | None,
+    plan: AnyPlan | Sequence[Plan] | None,
     comm: MPI.Intracomm | Team | None = None,
     settings: Settings | None = None,
     progress: Progress | None = None,
@@ -39,7 +41,7 @@ def distribute(
     model
         The module that the plan was made for, on rank 0; the others pass None.
     plan
-        The plan, on rank 0; the others pass None.
+        The plan, on rank 0; the others pass None. Or several, by which batches go in turn (``mpiconv.Turns``).
     comm
         The communicator, or a team of one; it must have as many ranks as the plan. None: this process alone.
     settings
@@ -72,14 +74,19 @@ def distribute(
 
 
 def _distribute(
-    model: nn.Module | None, plan: Plan | None, team: Team, settings: Settings, progress: Progress | None
+    model: nn.Module | None,
+    given: AnyPlan | Sequence[Plan] | None,
+    team: Team,
+    settings: Settings,
+    progress: Progress | None,
 ) -> DistributedNet:
     settle_heap()
     begin = perf_counter()
 
-    def check() -> tuple[Plan, Model]:
-        if model is None or plan is None:
+    def check() -> tuple[AnyPlan, Model]:
+        if model is None or given is None:
             raise UsageError("rank 0 has to pass the model and the plan")
+        plan = in_turn(given)
         if plan.ranks != team.size:
             raise UsageError(f"the plan is for {counted(plan.ranks, 'rank')} and {team.size} are running")
         traced, fitting = traced_for(model, plan, check=settings.selfcheck)
@@ -96,7 +103,7 @@ def _distribute(
     if checked is not None:
         about = {"plan": checked[0].to_dict(), "unsaved": known.unsaved, "settings": asdict(settings)}
     about = bcast_json(team, about)
-    shared = checked[0] if checked is not None else Plan.from_dict(about["plan"])
+    shared = checked[0] if checked is not None else any_plan_of(about["plan"])
     known = replace(known, unsaved=about["unsaved"])
     settings = _agreed(Settings(**about["settings"]), settings.pace, team)
     params = [param.key for unit in shared.graph.units for param in unit.params]

@@ -8,8 +8,8 @@ from collections.abc import Collection
 import torch
 
 from mpiconv.job.team import Team
-from mpiconv.partition import Plan
 from mpiconv.partition.plan import at_work
+from mpiconv.partition.turns import AnyPlan
 
 
 class Cores:
@@ -26,7 +26,7 @@ class Cores:
         self._team, self._own_threads = team, torch.get_num_threads()
         self.lends = False
 
-    def use(self, plan: Plan) -> bool:
+    def use(self, plan: AnyPlan) -> bool:
         """Compute with a plan's threads from now on; returns whether they are others than before."""
         rank, busy = self._team.rank, set(at_work(plan)) if plan.threads else set(range(plan.ranks))
         threads, idle = plan.threads[rank] if plan.threads else self._own_threads, busy.isdisjoint({rank})

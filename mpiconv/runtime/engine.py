@@ -68,6 +68,8 @@ class Engine:
         while self._queue or not ended:
             while self._queue.idle and not ended and (self._team.rank == ROOT or self.orders.reached()):
                 if self._team.rank == ROOT:
+                    if not self._queue.room:
+                        break
                     ended = not self._feed(feed)
                     continue
                 order = self.orders.first
@@ -156,7 +158,7 @@ class Engine:
         output, stamps = yield from slot.run(images)
         if self._team.rank == ROOT:
             output = self._own_copies(output, images)
-        self._recorder.add(number, stamps, perf_counter() - stamps[0])
+        self._recorder.add(number, stamps, perf_counter() - stamps[0], slot.plan)
         if not told.done():
             yield told
         return output if self._team.rank == ROOT else None

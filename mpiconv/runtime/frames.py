@@ -85,6 +85,8 @@ class Slot:
         The exchangers of maps in which the output of the frame before may lie, until the next frame comes.
     takes_any_order
         Whether a picture may lie in memory in any order.
+    only_passes_on
+        Whether this rank computes nothing: others wait for what it passes on, which takes no time of its own.
     """
 
     def __init__(
@@ -96,8 +98,12 @@ class Slot:
         computes: Sequence[Sequence[Compute | None]],
         *,
         ahead: bool = False,
+        yields: bool = False,
     ) -> None:
-        """``ahead``: the next frame may come in before this one's last unit, where that can be."""
+        """``ahead``: the next frame may come in before this one's last unit, where that can be.
+
+        ``yields``: after each unit that it computes, other frames may go on first.
+        """
         plan = schedule.plan
         self.team, self.schedule, self.plan, self.memory = team, schedule, plan, memory
         self.exchangers: dict[int, tuple[Exchanger, ...]] = {}
@@ -116,6 +122,9 @@ class Slot:
         }
         self.steps = [self._step(u, found) for u, found in enumerate(computes)]
         self.entry = self._entry() if ahead else Entry.AFTER
+        self.yields, last = yields, len(self.steps) - 1
+        computed = any(piece.compute for step in self.steps[:last] for piece in step.pieces)
+        self.only_passes_on = not computed and not plan.flops(last, team.rank)
 
     def _entry(self) -> Entry:
         picture, last = self.exchangers.get(PICTURE, ()), self.steps[-1]
@@ -220,6 +229,8 @@ class Passage:
                 for read in step.shared:
                     read.release()
             stamps.append(perf_counter())
+            if slot.yields and index < len(slot.steps) - 1 and any(piece.compute for piece in step.pieces):
+                yield Awaited(place=step.where)
         slot.gate.open = True
         slot.unread = slot.steps[-1].shared  # the output may still lie there
         return output, stamps

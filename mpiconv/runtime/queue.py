@@ -14,6 +14,9 @@ from mpiconv.runtime.frames import Slot
 
 Work = Generator[Awaited, None, Any]
 
+MOST_WAITING = 64
+"""Frames that are not answered to the user, for each slot: those behind a slow device's, whose answers are there."""
+
 
 class State(Enum):
     """How far a frame is."""
@@ -44,6 +47,7 @@ class Frame:
                 self.awaited = next(self.work)
             except StopIteration as end:
                 self.answer, self.state = end.value, State.ANSWERED
+                self.images = None  # where devices take turns a slow one may hold up many answers
 
 
 class Queue:
@@ -59,6 +63,7 @@ class Queue:
 
     def __init__(self, slots: Sequence[Slot], answered: Sequence[Frame] = ()) -> None:
         self.idle, self.frames = list(slots), list(answered)
+        self._slots = len(self.idle)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -68,15 +73,23 @@ class Queue:
         """The frames that have work left."""
         return [frame for frame in self.frames if frame.state is not State.ANSWERED]
 
+    @property
+    def room(self) -> bool:
+        """Whether another frame may come in: a slot is idle, and not too many answers wait for one before them."""
+        return bool(self.idle) and len(self.frames) < MOST_WAITING * self._slots
+
     def add(self, frame: Frame) -> None:
         """Add a frame, whose slot is idle until now."""
         self.idle.remove(frame.slot)
         self.frames.append(frame)
 
     def ready(self) -> Frame | None:
-        """A frame that need not wait; a new one first, to have its picture on the way."""
-        found = [frame for frame in self.active if frame.awaited.done()]
-        return next((frame for frame in found if frame.state is State.NEW), found[0] if found else None)
+        """A frame that need not wait; a new one first, to have its picture on the way.
+
+        Before that one of which this rank computes nothing, since others wait for what it passes on.
+        """
+        found = (frame for frame in self.active if frame.awaited.done())
+        return min(found, key=lambda each: (not each.slot.only_passes_on, each.state is not State.NEW), default=None)
 
     def advance(self, frame: Frame) -> None:
         """Do what a frame can do without waiting; its slot is idle again as soon as the next frame may come in."""

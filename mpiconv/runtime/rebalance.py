@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mpiconv.errors import PlanError
+from mpiconv.errors import PlanError, UsageError
+from mpiconv.partition import Plan
 from mpiconv.planner.cluster import Cluster
 from mpiconv.planner.rebalancing import Move, Rebalancer, Window
 from mpiconv.runtime.reports import FRAMES
@@ -45,6 +46,8 @@ class Rebalance:
     def __init__(self, net: Session, cluster: Cluster, tell: Callable[[str], object]) -> None:
         self.events: list[dict[str, Any]] = []
         self._net, self._tell = net, tell
+        if not isinstance(net.plan, Plan):
+            raise UsageError("plans in turn are not watched: every device has as many pictures as it manages")
         self._rebalancer = Rebalancer(net.plan, cluster)
         self._begin_s = monotonic()
         self._since, self._asked, self._not_before_s = 0, False, 0.0

@@ -14,12 +14,15 @@ from mpiconv.job.control import allgather_json
 from mpiconv.job.waiting import wait
 from mpiconv.job.watch import Place
 from mpiconv.measure.power import find_meter
-from mpiconv.measure.record import KINDS, PER_RANK, TEXTS, Record, merge, peak_rss_bytes, undilated
+from mpiconv.measure.record import PER_RANK, TEXTS, Record, merge, peak_rss_bytes, undilated
+from mpiconv.partition.plan import plans_of
 from mpiconv.partition.schemes import ROOT
+from mpiconv.runtime.counts import COUNTED, Counts
 from mpiconv.runtime.stamps import Stamps
 
 if TYPE_CHECKING:
     from mpiconv.job.team import Team
+    from mpiconv.partition import Plan
     from mpiconv.runtime.builder import Built
 
 
@@ -38,15 +41,18 @@ class Recorder:
 
     def adopt(self, built: Built) -> None:
         """Measure another plan from now on; what was measured is forgotten."""
-        self.plan, self.weight_bytes = built.plan, built.weight_bytes
-        self._counters, self._paced = built.counters, built.paced
+        self.weight_bytes = built.weight_bytes
+        self._counts = Counts(plans_of(built.plan), built.counters)
+        self._paced = built.paced
         self._stamps = Stamps(2 * len(built.plan.graph.units) + 1)
-        self.calls = 0
 
-    def add(self, number: int, stamps: list[float], latency_s: float) -> None:
-        """Note frame ``number``: its start, the ends of every unit's exchange and computing; what it took here."""
+    def add(self, number: int, stamps: list[float], latency_s: float, plan: Plan) -> None:
+        """Note frame ``number``: its start, the ends of every unit's exchange and computing; what it took here.
+
+        And by which plan it went.
+        """
         self._stamps.add(number, stamps, latency_s)
-        self.calls += 1
+        self._counts.ran(plan)
 
     def last(self, count: int) -> np.ndarray:
         """(count, 2 x units + 2): the stamps and the latency of the last frames; NaN where there were fewer."""
@@ -60,6 +66,7 @@ class Recorder:
     def reset(self) -> None:
         """Forget what was measured so far, compare clocks, start power meters. Collective."""
         self._stamps.clear()
+        self._counts.clear()
         self._paused = False
         self._clocks = read_clocks(self.team)
         if self._meter is not None:
@@ -81,24 +88,21 @@ class Recorder:
 
     def record(self, pace: float) -> Record:
         """What this rank measured, its times on its own clock."""
-        units, rank = range(len(self.plan.graph.units)), self.team.rank
+        rank, counts = self.team.rank, self._counts
         ends, latency_s = self._stamps.in_order()
         ends = ends[:, np.newaxis]
         stamps = np.stack([ends[..., :-1:2], ends[..., 1::2], ends[..., 2::2]], axis=-1)
         self._paused = True
         joules = self._meter.stop() / max(self._stamps.added, 1) if self._meter is not None else np.nan
-        counts = {
-            name: self._count(name) for name in ("bytes_sent", "bytes_received", "multicast_bytes", "messages_sent")
-        }
         return Record(
-            units=self.plan.graph.unit_names,
+            units=counts.units,
             latency_s=latency_s,
             stamps_s=stamps,
             kept_every=self._stamps.every,
-            **counts,
-            bytes_sent_by_kind=self._by_kind("bytes_sent"),
-            messages_sent_by_kind=self._by_kind("messages_sent"),
-            flops=np.array([[self.plan.flops(u, rank) for u in units]], np.int64),
+            **{name: counts.mean(name) for name in COUNTED},
+            bytes_sent_by_kind=counts.by_kind("bytes_sent"),
+            messages_sent_by_kind=counts.by_kind("messages_sent"),
+            flops=counts.flops(rank),
             weight_bytes=np.array([self.weight_bytes], np.int64),
             peak_rss_bytes=np.array([peak_rss_bytes()], np.int64),
             threads=np.array([torch.get_num_threads()], np.int64),
@@ -110,7 +114,7 @@ class Recorder:
             clock_error_s=np.zeros(1),
             hostnames=(socket.gethostname(),),
             meters=(self._meter.method if self._meter is not None else "",),
-            patterns=tuple(self.plan.pattern(u) for u in units),
+            patterns=counts.patterns,
         )
 
     def collect(self, mine: Record, dilation: float) -> Record | None:
@@ -144,16 +148,3 @@ class Recorder:
     def _overrun(self) -> float:
         calls = sum(compute.calls for compute in self._paced)
         return sum(compute.overrun for compute in self._paced) / calls if calls else 0.0
-
-    def _by_kind(self, name: str) -> np.ndarray:
-        """(1, unit, kind): a count per inference, by the kind of the exchange."""
-        totals = np.zeros((1, len(self._counters), len(KINDS)), np.int64)
-        for unit, before in enumerate(self._counters):
-            for pattern, counter in before:
-                if pattern in KINDS:
-                    totals[0, unit, KINDS.index(pattern)] += getattr(counter, name)
-        return totals // max(self.calls, 1)
-
-    def _count(self, name: str) -> np.ndarray:
-        totals = [sum(getattr(counter, name) for _, counter in before) for before in self._counters]
-        return np.array([totals], np.int64) // max(self.calls, 1)

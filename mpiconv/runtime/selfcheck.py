@@ -12,13 +12,16 @@ from torch import nn
 
 from mpiconv.errors import ModelError, PlanError
 from mpiconv.graph.form import PICTURE, Graph, Unit
-from mpiconv.graph.grouping import GATHERS
+from mpiconv.graph.grouping import GATHERS, grouped
 from mpiconv.graph.outputs import Difference, tensors_in
 from mpiconv.graph.trace import Traced, trace
 from mpiconv.models.slices import rows_of
 from mpiconv.partition import SCHEMES, Box, Plan, make_plan
-from mpiconv.partition.making import fitted
+from mpiconv.partition.making import fitted, on_rank
+from mpiconv.partition.plan import at_work
 from mpiconv.partition.receptive import unit_needs
+from mpiconv.partition.schemes import ROOT
+from mpiconv.partition.turns import AnyPlan, each_of
 from mpiconv.runtime.compute.local import LocalUnit
 from mpiconv.runtime.compute.operations import WholeUnit
 
@@ -33,7 +36,7 @@ MOST_ELEMENTS = 2**26
 """Pictures of more elements are not compared: they would double the memory that a run needs."""
 
 
-def traced_for(model: nn.Module, plan: Plan, *, check: bool = True) -> tuple[Traced, Plan]:
+def traced_for(model: nn.Module, plan: AnyPlan, *, check: bool = True) -> tuple[Traced, AnyPlan]:
     """Trace a module for a plan, and see to it that what was traced computes what the module does.
 
     The units are run unsplit by torch's operations on a small random batch and compared with the module. Where they
@@ -41,6 +44,8 @@ def traced_for(model: nn.Module, plan: Plan, *, check: bool = True) -> tuple[Tra
 
     Parameters
     ----------
+    plan
+        A plan, or several in turn.
     check
         False leaves the comparison out.
 
@@ -53,11 +58,11 @@ def traced_for(model: nn.Module, plan: Plan, *, check: bool = True) -> tuple[Tra
     """
     picture = plan.graph.input_shape
     found = trace(model, picture, batch=plan.batch)
-    fitting = fitted(plan, found.layers)
+    fitting = each_of(plan, lambda each: fitted(each, found.layers))
     problem = _problem(model, found, fitting.graph, plan.batch) if check else ""
     if problem and found.tracer == "run":
-        found = trace(model, picture, batch=plan.batch, tracer="export")
-        fitting = _planned_anew(plan, found)
+        again = found = trace(model, picture, batch=plan.batch, tracer="export")
+        fitting = each_of(plan, lambda each: _planned_anew(each, again))
         problem = problem if _problem(model, found, fitting.graph, plan.batch) else ""
     if problem:
         raise _refusal(found, problem)
@@ -71,6 +76,9 @@ def _planned_anew(plan: Plan, traced: Traced) -> Plan:
     except PlanError:
         if plan.scheme not in SCHEMES or plan.gather not in GATHERS:
             raise
+    working = at_work(plan)
+    if plan.scheme == "single" and working != [ROOT]:
+        return on_rank(grouped(traced.layers, plan.gather, "split"), working[0], plan.ranks, plan.batch)
     return make_plan(traced.layers, plan.input_shape, plan.scheme, plan.ranks, plan.shares, plan.gather, head=plan.head)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
 
@@ -13,6 +14,7 @@ from mpiconv.measure import Record
 from mpiconv.partition import Plan
 from mpiconv.partition.making import fitted
 from mpiconv.partition.schemes import ROOT
+from mpiconv.partition.turns import AnyPlan, any_plan_of, each_of, in_turn
 from mpiconv.runtime.builder import Builder, Built
 from mpiconv.runtime.engine import Act, Engine
 from mpiconv.runtime.feed import OpenStream
@@ -60,7 +62,7 @@ class Session:
         """Make a plan that was built the one that runs. Collective."""
         self._engine.adopt(built.slots, asleep=built.lends)
         self._built, self.plan, self.weight_bytes = built, built.plan, built.weight_bytes
-        self.overlapped, self.sharing = built.overlapped, built.slots[0].sharing
+        self.overlapped, self.sharing = built.overlapped, built.sharing
         self._health.progress.want(built.messages and (bool(built.overlapped) or self.settings.in_flight > 1))
         weights = self._builder.weights
         moved = allgather_json(self.team, [weights.received_bytes, weights.stored_bytes])
@@ -88,7 +90,7 @@ class Session:
             self._engine.agree(Kind.RESET)
             self._forget()
 
-    def adopt(self, plan: Plan | None = None) -> int:
+    def adopt(self, plan: AnyPlan | Sequence[Plan] | None = None) -> int:
         """Run another plan from the next picture on. On rank 0; the other ranks do it in the call that they are in.
 
         Also in the midst of a ``stream``: the batches under way are finished, their outputs come as before, and the
@@ -98,7 +100,7 @@ class Session:
         Parameters
         ----------
         plan
-            For the same network, ranks and batch. On other ranks the call does nothing, whatever it is given.
+            For the same network, ranks and batch; or several in turn. On other ranks the call does nothing.
 
         Returns
         -------
@@ -120,19 +122,19 @@ class Session:
             return 0
         if plan is None:
             raise UsageError("rank 0 has to pass the plan to adopt")
-        fitting = fitted(plan, self.plan.graph)
+        fitting = each_of(in_turn(plan), lambda each: fitted(each, self.plan.graph))
         self._builder.check(fitting, self.plan.batch)
         with self._health.together():
             self._engine.drain()
             self._engine.orders.give(Order(Kind.ADOPT))
             return self._adopt(fitting)
 
-    def _adopt(self, plan: Plan | None = None) -> int:
+    def _adopt(self, plan: AnyPlan | None = None) -> int:
         """Switch to rank 0's plan; no frame is under way. Returns the B of weights that travelled. Collective."""
         found = bcast_json(self.team, None if plan is None else plan.to_dict(), what="another plan")
         before = sum(self.weights_received_bytes)
         self._built.close()
-        built = self._builder.build(Plan.from_dict(found) if plan is None else plan)
+        built = self._builder.build(any_plan_of(found) if plan is None else plan)
         self._recorder.adopt(built)
         self._take(built)
         self._forget()

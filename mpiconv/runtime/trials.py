@@ -9,8 +9,9 @@ from statistics import median
 
 from mpiconv.errors import PlanError
 from mpiconv.partition.holdings import bytes_moved, holdings
-from mpiconv.partition.plan import Plan, at_work, same_work
+from mpiconv.partition.plan import at_work, same_work
 from mpiconv.partition.schemes import ROOT
+from mpiconv.partition.turns import AnyPlan
 from mpiconv.planner.candidates import Candidate
 from mpiconv.planner.cluster import Cluster
 from mpiconv.runtime.session import Session
@@ -48,7 +49,7 @@ class Trial:
     """A plan, what a picture was estimated to take by it, and the s that batches took; ``why`` it was not tried."""
 
     name: str
-    plan: Plan
+    plan: AnyPlan
     estimated_s: float
     seconds: tuple[float, ...] = ()
     why: str = ""

@@ -11,8 +11,9 @@ from torch import nn
 
 from mpiconv.graph.form import Unit
 from mpiconv.models.slices import rows_of
-from mpiconv.partition import Box
+from mpiconv.partition import Box, hull
 from mpiconv.partition.plan import FLOAT_BYTES
+from mpiconv.partition.receptive import box_weights
 from mpiconv.partition.schedule import Schedule
 from mpiconv.partition.schemes import ROOT
 from mpiconv.runtime.compute import onednn
@@ -79,48 +80,55 @@ class LocalUnits:
     ) -> None:
         self._rank, self._weights, self._settings = rank, weights, settings
         self._modules, self._state = modules, state
-        self._made: dict[str, Made] = {}
+        self._made: dict[str, list[Made]] = {}
 
-    def adopt(self, carried: Schedule) -> list[list[Compute | None]]:
-        """What this rank computes of each unit, the head included: its pieces in order.
+    def adopt(self, carried: Sequence[Schedule]) -> list[list[list[Compute | None]]]:
+        """What this rank computes of each unit, the head included, by each of the plans in turn: its pieces in order.
 
-        A unit of which the rank does what it did before stays as it is; the largest of the others are made first.
+        A unit of which the rank does what it did before, or what it does by another of the plans, is there once; the
+        largest of those that are not there are made first.
         """
-        graph = carried.plan.graph
-        works = [self._work(carried, index) for index in range(len(graph.units))]
-        kept = {
-            name: made
-            for name, made in self._made.items()
-            if any(work.unit.name == name and work == made.work for work in works)
-        }
-        for name, made in self._made.items():
-            if name not in kept:
-                for free in made.frees:
-                    free()
-        self._made = kept
-        sizes = [sum(param.size for param in unit.params) for unit in graph.units]
-        for index in sorted(range(len(works)), key=lambda i: -sizes[i]):
-            if works[index].unit.name not in kept:
-                self._made[works[index].unit.name] = self._make(works[index], carried.plan.batch)
-                if self._made[works[index].unit.name].weight_bytes >= WORTH_TRIMMING_BYTES:
-                    trim_heap()  # before the next largest takes its room to reorder weights in
-        return [self._made[unit.name].computes for unit in graph.units]
+        plan = carried[0].plan
+        wanted = [[self._work(each, index) for each in carried] for index in range(len(plan.graph.units))]
+        had, self._made = self._made, {}
+        for works in wanted:
+            name = works[0].unit.name
+            before = had.pop(name, [])
+            self._made[name] = [made for made in before if made.work in works]
+            _free(*(made for made in before if made.work not in works))
+        _free(*(made for each in had.values() for made in each))
+        computes: list[list[list[Compute | None]]] = [[[] for _ in wanted] for _ in carried]
+        sizes = [sum(param.size for param in unit.params) for unit in plan.graph.units]
+        for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+            for turn, work in enumerate(wanted[index]):
+                computes[turn][index] = self._of(work, plan.batch).computes
+        return computes
+
+    def _of(self, work: Work, batch: int) -> Made:
+        """The unit for some work, made ready now if it is not yet."""
+        ready = self._made[work.unit.name]
+        for made in ready:
+            if made.work == work:
+                return made
+        ready.append(self._make(work, batch))
+        if ready[-1].weight_bytes >= WORTH_TRIMMING_BYTES:
+            trim_heap()  # before the next largest takes its room to reorder weights in
+        return ready[-1]
 
     @property
     def weight_bytes(self) -> int:
-        """B of weights that this rank computes with."""
-        return sum(made.weight_bytes for made in self._made.values())
+        """B of weights that this rank computes with; rows that it needs by several plans count once."""
+        return sum(map(_weight_bytes, self._made.values()))
 
     @property
     def paced(self) -> list[Paced]:
         """The wrappers that emulate a slower device."""
-        return [one for made in self._made.values() for one in made.computes if isinstance(one, Paced)]
+        every = (made for each in self._made.values() for made in each)
+        return [one for made in every for one in made.computes if isinstance(one, Paced)]
 
     def close(self) -> None:
         """Give compiled units to the spares."""
-        for made in self._made.values():
-            for free in made.frees:
-                free()
+        _free(*(made for each in self._made.values() for made in each))
         self._made = {}
 
     def _work(self, carried: Schedule, index: int) -> Work:
@@ -191,6 +199,21 @@ class LocalUnits:
         weights = [{param.role: rows_of(param, self._state[param.key]) for param in layer.params} for layer in rest]
         before = LocalUnit(replace(unit, layers=rest), Box.whole(rest[-1].out_shape), weights)
         return lambda *maps: module(before(*maps))
+
+
+def _free(*made: Made) -> None:
+    """Give compiled units to the spares."""
+    for each in made:
+        for free in each.frees:
+            free()
+
+
+def _weight_bytes(each: Sequence[Made]) -> int:
+    """B of weights of one unit, of which a rank does different parts by different plans."""
+    unit = each[0].work.unit
+    if len(each) == 1 or unit.opaque:
+        return max(made.weight_bytes for made in each)
+    return FLOAT_BYTES * box_weights(unit, hull(made.work.box for made in each))
 
 
 def _share_kernels(cut: Sequence[Box]) -> bool:

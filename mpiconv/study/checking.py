@@ -12,8 +12,8 @@ from torch import nn
 
 from mpiconv.errors import MpiconvError
 from mpiconv.graph.outputs import Difference, tensors_in
-from mpiconv.partition import Plan
 from mpiconv.partition.making import alone
+from mpiconv.partition.turns import AnyPlan
 from mpiconv.runtime.building import distribute
 from mpiconv.runtime.exchange.wire import WIRES
 from mpiconv.runtime.settings import Settings
@@ -27,7 +27,7 @@ ROUNDING = 3.0
 
 
 def compared(
-    model: nn.Module, plan: Plan, batches: Batches, outputs: Sequence[Any], settings: Settings
+    model: nn.Module, plan: AnyPlan, batches: Batches, outputs: Sequence[Any], settings: Settings
 ) -> dict[str, Any]:
     """Compare a run's outputs with the unsplit model, absolutely and relative to its largest output.
 

@@ -32,6 +32,10 @@ class Counter:
     """Payload that one rank really moved, counted from the buffers handed to MPI."""
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Count from nothing again."""
         self.bytes_sent = 0
         self.bytes_received = 0
         self.multicast_bytes = 0
