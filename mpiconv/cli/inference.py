@@ -264,7 +264,7 @@ def _attributes(
         "dilation": arguments.dilation,
         "compute": net.settings.compute,
         "wait": net.settings.wait,
-        "wire": net.settings.wire,
+        "wire": plan.wire,
         "same_host": "shared memory" if net.sharing else "messages",
         "in_flight": net.settings.in_flight,
         "overlap": ",".join(net.overlapped) or "off",

@@ -165,9 +165,8 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--wire",
         choices=choices.WIRES,
-        default="float32",
         help="number format of maps in messages; other than float32 the results are less exact, by how much --check "
-        "says (default: float32)",
+        "says; ranks that share memory exchange float32 there (default: that of --plan, else float32)",
     )
     group.add_argument(
         "--overlap",
@@ -180,8 +179,8 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--same-host",
         choices=choices.SAME_HOSTS,
         default="auto",
-        help="how ranks of one host exchange maps; auto: through memory that they share, where they can and --wire is "
-        "float32; messages: by MPI, as between hosts (default: auto)",
+        help="how ranks of one host exchange maps; auto: through memory that they share, where they can; messages: by "
+        "MPI, as between hosts (default: auto)",
     )
     group.add_argument(
         "--in-flight",
@@ -223,7 +222,6 @@ def settings_of(arguments: argparse.Namespace, pace: float) -> Settings:
     return Settings(
         compute=arguments.compute,
         wait=arguments.wait,
-        wire=arguments.wire,
         overlap=arguments.overlap,
         same_host=arguments.same_host,
         in_flight=arguments.in_flight,

@@ -145,13 +145,14 @@ def prepare(arguments: argparse.Namespace, ranks: int, cluster: Cluster | None =
     baseline = arguments.scheme if wants_baseline(arguments) else ""
     if cluster is not None and baseline:
         plan = as_published(baseline, model, shape, cluster)
-        check_plan(arguments, plan)
     elif cluster is not None and arguments.scheme == AUTO:
         repeats = repeats_of(arguments, pictures)
         trials = tuple(plans_to_try(arguments, model, shape, cluster, repeats))
         plan = trials[0].plan
     else:
         plan = saved or plan_for(arguments, model, shape, ranks)
+    plan = in_wire(plan, arguments)
+    if not trials:
         check_plan(arguments, plan)
     if isinstance(pictures, LabelledPictures):
         _check_outputs(model, info, arguments.data)
@@ -229,6 +230,11 @@ def plan_for(arguments: argparse.Namespace, model: nn.Module, shape: tuple[int, 
     check_scheme(arguments.scheme, (*BASELINES, AUTO))
     shares = shares_for(arguments, ranks)
     return make_plan(model, shape, arguments.scheme, ranks, shares, arguments.gather, arguments.head)
+
+
+def in_wire(plan: Plan, arguments: argparse.Namespace) -> Plan:
+    """The plan with the number format that --wire names; its own where that is left out."""
+    return replace(plan, wire=arguments.wire) if arguments.wire else plan
 
 
 def labelled_pictures(arguments: argparse.Namespace, info: Info) -> tuple[LabelledPictures, Info]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mpiconv.partition.plan import Plan
 from mpiconv.partition.schemes import ROOT, ROOT_ALONE
+from mpiconv.partition.wire import FLOAT32
 
 
 def table(plan: Plan) -> str:
@@ -26,6 +27,7 @@ def table(plan: Plan) -> str:
     title = (
         f"{plan.graph.model}, input {'x'.join(map(str, plan.input_shape))}, scheme {plan.scheme}, "
         f"{plan.ranks} ranks, gather {plan.gather}, head {plan.head}"
+        f"{'' if plan.wire == FLOAT32.name else f', wire {plan.wire}'}"
     )
     lines = [
         "  ".join(

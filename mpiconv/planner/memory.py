@@ -14,8 +14,9 @@ from mpiconv.partition.box import Box, Span
 from mpiconv.partition.exchange import Exchange
 from mpiconv.partition.plan import FLOAT_BYTES
 from mpiconv.partition.receptive import layer_boxes
-from mpiconv.partition.schedule import Held, Move, Schedule
+from mpiconv.partition.schedule import MESSAGES, Held, Move, Schedule
 from mpiconv.partition.schemes import ROOT
+from mpiconv.partition.wire import FLOAT32
 
 Parts = Sequence[Box]
 """The box of every layer of a unit that a rank computes."""
@@ -112,13 +113,15 @@ def _of_rank(schedule: Schedule, rank: int, in_flight: int) -> Memory:
     packed, code, packing = _packed(schedule, rank, parts)
     moves = schedule.moves.values()
     buffers = sum(_buffer(move, rank) for move in moves)
-    staging = sum(_staging(part, move, rank) for move in moves if move.medium == "messages" for part in move.parts)
+    staging = sum(
+        _staging(part, move, rank, plan.batch) for move in moves if move.medium == MESSAGES for part in move.parts
+    )
     each = FLOAT_BYTES * plan.batch * in_flight
     maps = _maps(schedule, rank, parts, in_flight)
     if rank == ROOT:
         maps = max(maps, _checking(plan.graph, min(plan.batch, CHECKED_PICTURES)))
     weights = _weights(plan.graph, None if rank == ROOT else parts)
-    return Memory(weights, packed, code, packing, each * buffers, each * staging, maps)
+    return Memory(weights, packed, code, packing, each * buffers, in_flight * staging, maps)
 
 
 def _weights(graph: Graph, parts: Sequence[Parts] | None) -> int:
@@ -194,16 +197,20 @@ def _buffer(move: Move, rank: int) -> int:
     return sum(place.box.size if rank in readers else (place.box & own).size for place, readers in places.items())
 
 
-def _staging(part: Exchange, move: Move, rank: int) -> int:
-    """Elements per picture of the copies from which messages are sent, and into which they are received."""
+def _staging(part: Exchange, move: Move, rank: int, batch: int) -> int:
+    """B of the copies from which messages are sent, and into which they are received."""
     held = move.held[rank].box
+
+    def copied(boxes: Sequence[Sequence[Box]], whole: Box) -> int:
+        if move.wire is FLOAT32 and _in_place(boxes, whole):
+            return 0
+        return sum(move.wire.size((batch, *box.shape)) for each in boxes for box in each)
+
     if part.pattern == "allgatherv" and rank in part.members:
-        boxes = [[part.owned[r] & held] for r in part.members]
-        return 0 if _in_place(boxes, held) else sum(box.size for each in boxes for box in each)
+        return copied([[part.owned[r] & held] for r in part.members], held)
     received, sent = (_peers(part, rank, here) for here in (1, 0))
     going = sent[: 1 if part.pattern == "bcast" else None]
-    copies = [(received, held), (going, part.owned[rank])]
-    return sum(box.size for boxes, whole in copies if not _in_place(boxes, whole) for each in boxes for box in each)
+    return copied(received, held) + copied(going, part.owned[rank])
 
 
 def _peers(part: Exchange, rank: int, here: int) -> list[list[Box]]:

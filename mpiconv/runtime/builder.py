@@ -28,7 +28,6 @@ from mpiconv.runtime.cores import Cores
 from mpiconv.runtime.emulation import Paced
 from mpiconv.runtime.exchange.base import MEDIA, medium_of
 from mpiconv.runtime.exchange.parts import Counter, Memory
-from mpiconv.runtime.exchange.wire import WIRES
 from mpiconv.runtime.frames import Slot
 from mpiconv.runtime.guard import Guard
 from mpiconv.runtime.settings import Settings
@@ -149,8 +148,8 @@ class Builder:
             self._units.close()  # what is compiled is compiled for a number of threads
         computes = self._units.adopt(carried)
         guarded = self.guard.around(plan, computes, self._team.rank)
-        wire, ahead = WIRES[self._settings.wire], self._settings.in_flight > 1
-        slots = tuple(Slot(carried, each, self.memory, wire, guarded, ahead=ahead) for each in self._teams)
+        ahead = self._settings.in_flight > 1
+        slots = tuple(Slot(carried, each, self.memory, guarded, ahead=ahead) for each in self._teams)
         return Built(plan, slots, tuple(self._units.paced), self._units.weight_bytes, self._cores.lends)
 
     def close(self) -> None:
@@ -187,12 +186,13 @@ def check_sizes(carried: Schedule) -> None:
     """Raise PlanError where a map is more than its medium can count."""
     plan = carried.plan
     for source, move in carried.moves.items():
-        moved = max(max(move.exchange.received(rank), move.exchange.sent(rank)) for rank in range(plan.ranks))
+        each = carried.bytes_received, carried.bytes_sent
+        moved = max(count(source, rank) for count in each for rank in range(plan.ranks))
         most = MEDIA[move.medium].largest_items
-        if most is not None and plan.batch * moved > most:
+        if most is not None and moved > FLOAT_BYTES * most:
             unit = "the picture" if source == PICTURE else f"unit {plan.graph.units[source].name}"
             raise PlanError(
-                f"the messages with the output of {unit} have {FLOAT_BYTES * plan.batch * moved / 2**30:.1f} GiB, "
+                f"the messages with the output of {unit} have {moved / 2**30:.1f} GiB, "
                 f"MPI can count {FLOAT_BYTES * most / 2**30:.1f}: use smaller batches or pictures"
             )
 
