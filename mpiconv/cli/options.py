@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from mpiconv.cli.wire_options import add_wire
 from mpiconv.errors import UsageError
 from mpiconv.graph.grouping import GATHERS
 from mpiconv.runtime import choices
@@ -162,12 +163,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="wait for messages spinning (soonest) or asleep (saves the core and energy); auto: asleep where a host "
         "has more ranks than cores (default: auto)",
     )
-    group.add_argument(
-        "--wire",
-        choices=choices.WIRES,
-        help="number format of maps in messages; other than float32 the results are less exact, by how much --check "
-        "says; ranks that share memory exchange float32 there (default: that of --plan, else float32)",
-    )
+    add_wire(group, usual="that of --plan, else float32")
     group.add_argument(
         "--overlap",
         choices=choices.OVERLAPS,
