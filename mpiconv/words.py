@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -18,6 +19,11 @@ def seconds(value: float) -> str:
     if value >= 999.5:
         return f"{value:.0f} s"
     return f"{value:.3g} s" if value >= 0.9995 else f"{1e3 * value:.3g} ms"
+
+
+def percent(part: float) -> str:
+    """A part of one in per cent, to two digits."""
+    return f"{100 * part:.2g} %" if part < math.inf else "infinity"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -83,7 +83,7 @@ KNOBS = (
             ("--overlap on", {"overlap": "on"}),
             ("--wait sleep", {"wait": "sleep"}),
             ("--same-host messages", {"same_host": "messages"}),
-            ("--wire float16", {"wire": "float16"}),
+            ("--same-host messages --wire float16", {"same_host": "messages", "wire": "float16"}),
             ("--in-flight 2", {"in_flight": 2}),
         )
     ),
@@ -212,8 +212,8 @@ def own(contender: Contender, model: Any, images: Any) -> tuple[Any, int]:
 
     comm, options = MPI.COMM_WORLD, dict(contender.settings)
     root = comm.rank == 0
-    scheme, gather = options.pop("scheme"), options.pop("gather", "pool")
-    plan = mpiconv.make_plan(model, images.shape, scheme, comm.size, gather=gather) if root else None
+    how = {name: options.pop(name) for name in ("scheme", "gather", "wire") if name in options}
+    plan = mpiconv.make_plan(model, images.shape, ranks=comm.size, **{"gather": "pool", **how}) if root else None
     net = mpiconv.distribute(model if root else None, plan, comm, Settings(**options))
     for _ in net.stream([images] * 3 if root else None):
         pass

@@ -22,13 +22,13 @@ from mpiconv.partition.exchange import exchange
 from mpiconv.partition.pieces import pieces
 from mpiconv.partition.receptive import layer_boxes, needed
 from mpiconv.partition.schedule import Held
+from mpiconv.partition.wire import WIRES
 from mpiconv.runtime.compute import fuser, onednn
 from mpiconv.runtime.compute.engines import _compiles, local_unit
 from mpiconv.runtime.compute.local import weights_of
 from mpiconv.runtime.emulation import Paced
 from mpiconv.runtime.exchange.parts import Memory, Parts
 from mpiconv.runtime.exchange.shared import SharedExchanger, _Place
-from mpiconv.runtime.exchange.wire import WIRES
 from mpiconv.runtime.settings import Settings
 from mpiconv.study.benchmark import AT_ONCE, COMPUTING, EXCHANGING, Benchmark, is_benchmark, targets
 from mpiconv.study.report import write_report
@@ -294,7 +294,6 @@ def test_wire_formats(name, channels_last):
 def test_settings_are_checked():
     for wrong in (
         {"compute": "fast"},
-        {"wire": "float8"},
         {"wait": "nap"},
         {"same_host": "pigeon"},
         {"in_flight": 0},

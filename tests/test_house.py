@@ -76,9 +76,9 @@ def test_a_new_medium_is_one_class_and_one_registration():
         hides = False
 
         def suits(self, exchange, team, settings):
-            return settings.wire == "float32"
+            return settings.same_host == "auto"
 
-        def exchangers(self, moves, batch, team, memory, wire):
+        def exchangers(self, moves, batch, team, memory):
             return {source: (Mail(move, batch, team),) for source, move in moves.items()}
 
     try:

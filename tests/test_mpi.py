@@ -25,9 +25,9 @@ from mpiconv.job.progress import Progress
 from mpiconv.job.waiting import Awaited
 from mpiconv.measure.record import peak_rss_bytes
 from mpiconv.partition import SCHEMES
+from mpiconv.partition.wire import WIRES
 from mpiconv.runtime import DistributedNet
 from mpiconv.runtime.exchange import collective
-from mpiconv.runtime.exchange.wire import WIRES
 from mpiconv.runtime.settings import Settings
 from tests.random_nets import Attention, Cat, Excited, ExcitedByFC, Lasting, Net, Outputs, Shuffled, Sum, nets
 from tests.simulated import assert_close
@@ -125,15 +125,13 @@ def compare(model: nn.Module, shape: tuple[int, ...], settings: Settings | None 
     if root:
         try:
             with torch.inference_mode():
-                tolerance = 1e-5 + WIRES[net.settings.wire].tolerance
+                tolerance = 1e-5 + WIRES[plan.wire].tolerance
                 for mine, wanted in zip(tree_leaves(output), tree_leaves(model(images)), strict=True):
                     assert_close(mine, wanted, tolerance)
             for mine, wanted in zip(tree_leaves(before), tree_leaves(kept), strict=True):
                 assert torch.equal(mine, wanted), "an answer changed when the next one was computed"
             for rank in range(COMM.size):
                 for u in range(len(plan.graph.units)):
-                    if net.settings.wire != "float32":
-                        continue
                     assert record.bytes_received[rank, u] == plan.bytes_received(u, rank), (rank, u)
                     assert record.bytes_sent[rank, u] == plan.bytes_sent(u, rank), (rank, u)
                     assert record.multicast_bytes[rank, u] == plan.multicast_bytes(u, rank), (rank, u)
@@ -188,7 +186,7 @@ def test_split_head_equals_unsplit(scheme):
 def test_wire_formats_within_their_error(wire, compute):
     model, picture = built("digits")
     for scheme in ("kpm", "wpm", "grid"):
-        compare(model, (2, *picture), Settings(wire=wire, compute=compute), scheme=scheme)
+        compare(model, (2, *picture), Settings(same_host="messages", compute=compute), scheme=scheme, wire=wire)
 
 
 @pytest.mark.parallel([3])

@@ -13,6 +13,7 @@ from mpiconv.cli.memory_limit import asked_limits
 from mpiconv.cli.notes import note
 from mpiconv.cli.options import AUTO
 from mpiconv.cli.tables import align
+from mpiconv.cli.wire_options import by_tolerance, check_wire_error, wires_of
 from mpiconv.errors import UsageError
 from mpiconv.graph.form import Graph
 from mpiconv.graph.trace import trace
@@ -25,7 +26,7 @@ from mpiconv.planner.cluster import Cluster
 from mpiconv.probe.probing import probe
 from mpiconv.probe.units import UnitProbe, with_unit_times
 from mpiconv.runtime.trials import Trial, fastest, shortlist
-from mpiconv.words import counted
+from mpiconv.words import counted, percent
 
 ROUNDS = 1
 """A quick probe: the trials tell what it misses."""
@@ -68,7 +69,7 @@ def find_cluster(
     if chosen:
         arguments.scheme = AUTO
     chosen = chosen or wants_baseline(arguments)
-    on_root(team, lambda: _check(arguments) if chosen else _check_named(arguments))
+    on_root(team, lambda: _check(arguments) if chosen else _check_named(arguments, team.size))
     wanted = chosen or (arguments.rebalance and team.size > 1)
     if not arguments.cluster:
         if not wanted:
@@ -102,12 +103,17 @@ def _check(arguments: argparse.Namespace) -> None:
     for name in CHOSEN_BY_PLANNER:
         if getattr(arguments, name) is not None:
             raise UsageError(f"--scheme {scheme} chooses the {name} by itself: leave --{name} out, or name a scheme")
+    check_wire_error(
+        arguments, chooses=scheme == AUTO, otherwise=f"leave out --scheme {scheme}, or name one with --wire"
+    )
     if scheme != AUTO and arguments.plan_by:
         raise UsageError(f"--plan-by is for --scheme {AUTO}: leave it out, --scheme {scheme} has one plan")
 
 
-def _check_named(arguments: argparse.Namespace) -> None:
+def _check_named(arguments: argparse.Namespace, ranks: int) -> None:
     """Raise UsageError for an option that is for the planner where a plan is named."""
+    otherwise = "leave out what says how to split, or name a format with --wire"
+    check_wire_error(arguments, chooses=ranks == 1, otherwise=otherwise)
     if arguments.plan_by:
         raise UsageError(f"--plan-by is for --scheme {AUTO}: leave it out, or leave out what says how to split")
 
@@ -123,10 +129,20 @@ def plans_to_try(
     asked = asked_limits(arguments, len(cluster.devices))
     layers = trace(model, picture, batch=batch).layers
     tell = (lambda _: None) if arguments.quiet else note
-    found = candidates(
-        layers, cluster, batch, memory_limits=asked, in_flight=arguments.in_flight, most_s=SEARCHED_S, tell=tell
-    )
     by = arguments.plan_by or ("measure" if repeats >= ENOUGH_REPEATS else "estimate")
+    wires = wires_of(arguments, measured=by == "measure")
+    if by == "estimate" and arguments.wire_error is not None:
+        tell(by_tolerance(arguments, wires))
+    found = candidates(
+        layers,
+        cluster,
+        batch,
+        memory_limits=asked,
+        in_flight=arguments.in_flight,
+        most_s=SEARCHED_S,
+        wires=wires,
+        tell=tell,
+    )
     return shortlist(found) if by == "measure" else found[:1]
 
 
@@ -157,7 +173,7 @@ def verdict(tried: Sequence[Trial], batch: int) -> str:
             each.name,
             f"{1e3 * each.measured_s:.3g} ms" if each.frames else "-",
             f"{1e3 * each.estimated_s:.3g} ms",
-            each.why,
+            each.why or ("" if each.error is None else f"errs by {percent(each.error)}"),
         ]
         for each in tried
     ]
@@ -173,6 +189,7 @@ def as_list(tried: Sequence[Trial]) -> list[dict[str, Any]]:
             "measured_s": each.measured_s if isfinite(each.measured_s) else None,
             "frames": each.frames,
             "why": each.why,
+            "error": each.error if each.error is not None and isfinite(each.error) else None,
         }
         for each in tried
     ]

@@ -174,7 +174,11 @@ def _finish(
     """What rank 0 does with the outputs and measurements of all ranks."""
     arguments, job, outputs = running.arguments, running.job, running.outputs
     results.save(record, ended_early)  # before the rest, which may fail or be ended
-    check = compared(job.model, job.plan, job.batch, outputs, net.settings) if arguments.check else None
+    check = (
+        compared(job.model, job.plan, job.batch, outputs, net.settings, arguments.wire_error or 0.0)
+        if arguments.check
+        else None
+    )
     predictions = [
         line for index, output in enumerate(outputs) for line in answers_of(output, index, job.pictures, job.info)
     ]
@@ -264,7 +268,7 @@ def _attributes(
         "dilation": arguments.dilation,
         "compute": net.settings.compute,
         "wait": net.settings.wait,
-        "wire": net.settings.wire,
+        "wire": plan.wire,
         "same_host": "shared memory" if net.sharing else "messages",
         "in_flight": net.settings.in_flight,
         "overlap": ",".join(net.overlapped) or "off",

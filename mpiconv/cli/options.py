@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from mpiconv.cli.wire_options import add_wire
 from mpiconv.errors import UsageError
 from mpiconv.graph.grouping import GATHERS
 from mpiconv.runtime import choices
@@ -163,13 +164,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="wait for messages spinning (soonest) or asleep (saves the core and energy); auto: asleep where a host "
         "has more ranks than cores (default: auto)",
     )
-    group.add_argument(
-        "--wire",
-        choices=choices.WIRES,
-        default="float32",
-        help="number format of maps in messages; other than float32 the results are less exact, by how much --check "
-        "says (default: float32)",
-    )
+    add_wire(group, usual="that of --plan, else float32")
     group.add_argument(
         "--overlap",
         choices=choices.OVERLAPS,
@@ -181,8 +176,8 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--same-host",
         choices=choices.SAME_HOSTS,
         default="auto",
-        help="how ranks of one host exchange maps; auto: through memory that they share, where they can and --wire is "
-        "float32; messages: by MPI, as between hosts (default: auto)",
+        help="how ranks of one host exchange maps; auto: through memory that they share, where they can; messages: by "
+        "MPI, as between hosts (default: auto)",
     )
     group.add_argument(
         "--in-flight",
@@ -224,7 +219,6 @@ def settings_of(arguments: argparse.Namespace, pace: float) -> Settings:
     return Settings(
         compute=arguments.compute,
         wait=arguments.wait,
-        wire=arguments.wire,
         overlap=arguments.overlap,
         same_host=arguments.same_host,
         in_flight=arguments.in_flight,

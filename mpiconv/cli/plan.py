@@ -6,6 +6,7 @@ import argparse
 
 from mpiconv.cli.memory_limit import add_memory_limit, check_plan
 from mpiconv.cli.options import AUTO, add_model_options, add_split_options, named, positive
+from mpiconv.cli.wire_options import add_wire, add_wire_error, check_wire_error
 from mpiconv.errors import UsageError
 from mpiconv.words import counted
 
@@ -34,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --cluster: also write a page with the alternatives and the timeline of the best",
     )
     add_memory_limit(parser)
+    add_wire(parser, usual="that of --plan, else float32")
+    add_wire_error(parser, how="with --cluster, by the formats' usual errors")
     parser.add_argument("--ranks", type=positive, metavar="N", help="number of ranks (default: 2)")
     parser.add_argument("--plan", metavar="FILE", help="show this plan instead of making one")
     parser.add_argument(
@@ -51,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("root", "explain", "html"):
         if getattr(arguments, name):
             raise UsageError(f"--{name} is about a cluster: give --cluster FILE.toml too")
+    check_wire_error(arguments, chooses=False, otherwise="give --cluster FILE.toml too, or name a format with --wire")
     from mpiconv.planner.baselines import BASELINES
 
     if arguments.scheme in (AUTO, *BASELINES) and not arguments.plan:
@@ -58,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"--scheme {arguments.scheme} chooses for the devices and links at hand: give them as --cluster FILE.toml, "
             "as mpiconv probe --out FILE.toml writes them"
         )
-    from mpiconv.cli.setup import build_model, plan_for, saved_plan
+    from mpiconv.cli.setup import build_model, in_wire, plan_for, saved_plan
     from mpiconv.text import to_json
 
     plan = saved_plan(arguments, arguments.ranks or 2)
@@ -67,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         plan = plan_for(arguments, model, (arguments.batch, *info.input_shape), arguments.ranks or 2)
     elif arguments.ranks not in (None, plan.ranks):
         raise UsageError(f"{arguments.plan} is a plan for {counted(plan.ranks, 'rank')}, not for {arguments.ranks}")
+    plan = in_wire(plan, arguments)
     check_plan(arguments, plan)
     if arguments.save:
         plan.save(arguments.save)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,12 +14,14 @@ from mpiconv.cli.notes import note
 from mpiconv.cli.options import AUTO
 from mpiconv.cli.setup import build_outline
 from mpiconv.cli.tables import align
+from mpiconv.cli.wire_options import by_tolerance, check_wire_error, wires_of
 from mpiconv.errors import UsageError
 from mpiconv.graph.form import Graph
 from mpiconv.graph.trace import trace
 from mpiconv.partition.plan import at_work
 from mpiconv.partition.schemes import check_scheme
 from mpiconv.partition.turns import TURNS
+from mpiconv.partition.wire import FLOAT32
 from mpiconv.planner.advice import WORTH, BreakEven, alternatives, break_even, helps, lower_bound_s, rate_now
 from mpiconv.planner.baselines import BASELINES
 from mpiconv.planner.candidates import Candidate, candidates
@@ -48,6 +50,7 @@ class Answer:
     cluster: Cluster
     found: Sequence[Candidate]
     batch: int = 1
+    about_wires: str = ""
 
     @property
     def best(self) -> Candidate:
@@ -72,7 +75,7 @@ class Answer:
     @cached_property
     def helps(self) -> list[tuple[str, float]]:
         """What some changes of the cluster would come to."""
-        return helps(self.graph, self.cluster, self.best.latency_s, self.batch)
+        return helps(self.graph, self.cluster, self.best.latency_s, self.batch, self.best.plan.wire)
 
     @cached_property
     def lower_bound_s(self) -> float:
@@ -83,7 +86,9 @@ class Answer:
 def choose(arguments: argparse.Namespace) -> int:
     """Print what to do and the alternatives, all of it estimated; save the best plan if that is asked for."""
     _check(arguments)
-    if arguments.scheme in BASELINES:
+    named = arguments.scheme in BASELINES
+    check_wire_error(arguments, chooses=not named, otherwise=f"leave out --scheme {arguments.scheme}")
+    if named:
         return _show_baseline(arguments)
     answer = find(arguments)
     if arguments.save:
@@ -117,7 +122,7 @@ def _show_baseline(arguments: argparse.Namespace) -> int:
         if getattr(arguments, option):
             raise UsageError(f"--{option} is about the best plan: leave it out, or leave out --scheme {name}")
     graph, cluster, batch = _asked(arguments)
-    plan = BASELINES[name](graph, cluster, batch)
+    plan = replace(BASELINES[name](graph, cluster, batch), wire=arguments.wire or FLOAT32.name)
     takes = estimate(plan, cluster).latency_s
     if arguments.save:
         plan.save(arguments.save)
@@ -150,8 +155,9 @@ def find(arguments: argparse.Namespace) -> Answer:
     """Look for plans for the network and the cluster that the options name."""
     graph, cluster, batch = _asked(arguments)
     limits = asked_limits(arguments, len(cluster.devices))
-    found = candidates(graph, cluster, batch, memory_limits=limits, tell=note)
-    return Answer(arguments.cluster, graph, cluster, found, batch)
+    wires = wires_of(arguments, measured=False)
+    found = candidates(graph, cluster, batch, memory_limits=limits, wires=wires, tell=note)
+    return Answer(arguments.cluster, graph, cluster, found, batch, by_tolerance(arguments, wires))
 
 
 def _write_page(answer: Answer, path: str) -> None:
@@ -197,7 +203,9 @@ def _device(cluster: Cluster, host: str, path: str) -> int:
 
 
 def _text(answer: Answer, arguments: argparse.Namespace) -> list[str]:
-    lines = [sentence(answer), f"Estimated from {answer.path}, not measured.", "", *table(answer), *NOTES, ""]
+    lines = [sentence(answer), f"Estimated from {answer.path}, not measured."]
+    lines += [f"{answer.about_wires}."] if answer.about_wires else []
+    lines += ["", *table(answer), *NOTES, ""]
     return [*lines, *advice(answer), "", *_next(arguments, answer.cluster, "the first")]
 
 
@@ -331,6 +339,7 @@ def as_dict(answer: Answer) -> dict[str, Any]:
         "candidates": [
             {
                 "name": each.name,
+                "wire": each.plan.wire,
                 "latency_s": each.latency_s,
                 "pictures_per_s": each.pictures_per_s(answer.cluster),
                 "bytes_moved": each.bytes_moved,

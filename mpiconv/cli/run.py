@@ -19,6 +19,7 @@ from mpiconv.cli.options import (
     rate,
     whole,
 )
+from mpiconv.cli.wire_options import add_wire_error
 from mpiconv.signals import catch_signals
 
 
@@ -73,7 +74,9 @@ def _add_planning(parser: argparse.ArgumentParser) -> None:
         "fewer than 20 repeats)",
     )
     add_memory_limit(planning)
-
+    add_wire_error(
+        planning, how="as measured on some of the pictures; by the formats' usual errors with --plan-by estimate"
+    )
     planning.add_argument(
         "--rebalance",
         action="store_true",

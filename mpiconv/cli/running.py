@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from time import perf_counter
@@ -21,9 +21,10 @@ from mpiconv.cli.startup import Startup
 from mpiconv.data.pictures import ahead
 from mpiconv.job.stopping import Stopping
 from mpiconv.job.world import on_terminal
+from mpiconv.runtime.exactness import Exactness
 from mpiconv.runtime.net import DistributedNet
 from mpiconv.runtime.rebalance import Rebalance
-from mpiconv.runtime.trials import Trial, choose
+from mpiconv.runtime.trials import Limit, Trial, choose
 from mpiconv.study.answers import answers as answers_of
 
 
@@ -106,14 +107,20 @@ class Running:
         cluster, trials = self.job.cluster, self.job.trials
         if cluster is None or len(trials) < 2:
             return
-        self.tried = choose(
-            self._net, trials, cluster, lambda count: list(self._run(itertools.islice(batches, count))), frames
-        )
+        exact, most = Exactness(self._net, self._stopping.look), self.arguments.wire_error
+
+        def run(count: int) -> list[float]:
+            return list(self._run(exact.asking(itertools.islice(batches, count)), exact.answered))
+
+        limit = None if most is None else Limit(most, exact.errs)
+        self.tried = choose(self._net, trials, cluster, run, frames, limit)
         self.job = replace(self.job, plan=self._net.plan)
         if not self._stopping.look():
             self._net.reset()
 
-    def _run(self, batches: Iterable[torch.Tensor]) -> Iterator[float]:
+    def _run(
+        self, batches: Iterable[torch.Tensor], answered: Callable[[Any], object] = lambda _: None
+    ) -> Iterator[float]:
         """Run some batches and keep what comes out; the s that each took from the one before."""
         last = perf_counter()
         for output in self._net.stream(batches, copy=False):
@@ -122,6 +129,7 @@ class Running:
             self.done += 1
             self._bar.update()
             self._keep(output)
+            answered(output)
             yield seconds
             last = perf_counter()
 

@@ -28,7 +28,7 @@ from mpiconv.partition import make_plan
 from mpiconv.partition.box import normalised
 from mpiconv.partition.plan import plans_of
 from mpiconv.partition.schemes import ROOT_ALONE, check_scheme
-from mpiconv.partition.turns import TURNS, AnyPlan, Turns, load_any
+from mpiconv.partition.turns import TURNS, AnyPlan, Turns, each_of, load_any
 from mpiconv.planner.baselines import BASELINES
 from mpiconv.planner.candidates import Candidate
 from mpiconv.planner.cluster import Cluster
@@ -148,13 +148,14 @@ def prepare(arguments: argparse.Namespace, ranks: int, cluster: Cluster | None =
     baseline = arguments.scheme if wants_baseline(arguments) else ""
     if cluster is not None and baseline:
         plan: AnyPlan = as_published(baseline, model, shape, cluster)
-        check_plan(arguments, plan)
     elif cluster is not None and arguments.scheme == AUTO:
         repeats = repeats_of(arguments, pictures)
         trials = tuple(plans_to_try(arguments, model, shape, cluster, repeats))
         plan = trials[0].plan
     else:
         plan = saved or plan_for(arguments, model, shape, ranks)
+    plan = in_wire(plan, arguments)
+    if not trials:
         check_plan(arguments, plan)
     check_watched(arguments, plan)
     if isinstance(pictures, LabelledPictures):
@@ -235,6 +236,11 @@ def plan_for(arguments: argparse.Namespace, model: nn.Module, shape: tuple[int, 
         return turns_for(arguments, model, shape, ranks)
     shares = shares_for(arguments, ranks)
     return make_plan(model, shape, arguments.scheme, ranks, shares, arguments.gather, arguments.head)
+
+
+def in_wire(plan: AnyPlan, arguments: argparse.Namespace) -> AnyPlan:
+    """The plan with the number format that --wire names; its own where that is left out."""
+    return each_of(plan, lambda each: replace(each, wire=arguments.wire)) if arguments.wire else plan
 
 
 def labelled_pictures(arguments: argparse.Namespace, info: Info) -> tuple[LabelledPictures, Info]:

@@ -29,11 +29,15 @@ class Transfer:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """A box that one rank sends to all who need it alike: ``targets`` are their numbers, ``size`` its elements."""
+    """A box that one rank sends to all who need it alike.
+
+    ``targets`` are their numbers, ``size`` its elements, ``transfer`` the number of one of its transfers.
+    """
 
     source: int
     targets: np.ndarray
     size: int
+    transfer: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,13 +146,15 @@ class Exchange:
         if not len(self.table):
             return []
         without_target = np.delete(self.table, 1, axis=1)
-        boxes, which = np.unique(without_target, axis=0, return_inverse=True)
+        boxes, first, which = np.unique(without_target, axis=0, return_index=True, return_inverse=True)
         which = which.reshape(-1)
         order = np.argsort(which, kind="stable")
         targets = np.split(self.table[order, 1], np.cumsum(np.bincount(which))[:-1])
         return [
-            Block(source, each, size)
-            for source, each, size in zip(boxes[:, 0].tolist(), targets, sizes(boxes[:, 1:]).tolist(), strict=True)
+            Block(source, each, size, transfer)
+            for source, each, size, transfer in zip(
+                boxes[:, 0].tolist(), targets, sizes(boxes[:, 1:]).tolist(), first.tolist(), strict=True
+            )
         ]
 
     def multicast(self, rank: int) -> int:

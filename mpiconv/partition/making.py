@@ -13,6 +13,7 @@ from mpiconv.partition.box import Box, normalised
 from mpiconv.partition.differences import other_network
 from mpiconv.partition.plan import Plan
 from mpiconv.partition.schemes import ROOT, ROOT_ALONE, alone_on, boxes_of
+from mpiconv.partition.wire import FLOAT32
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,6 +29,7 @@ def make_plan(
     shares: Sequence[float] | None = None,
     gather: Gather | None = None,
     head: str | int | None = None,
+    wire: str = FLOAT32.name,
 ) -> Plan:
     """Split a network over ranks by a named scheme.
 
@@ -52,6 +54,9 @@ def make_plan(
         the number of the rank that computes all of them. None: ``root``. Where both are None, a Graph keeps its units,
         and fully connected ones are split.
 
+    wire
+        Number format of maps in messages: ``float32``, or ``float16``, ``bfloat16``, ``int8`` for fewer bytes.
+
     Raises
     ------
     UsageError
@@ -70,7 +75,7 @@ def make_plan(
         graph = grouped(graph, gather or "pool", "root" if place == ROOT else "split")
     parts = normalised([1.0] * ranks if shares is None else shares, ranks)
     schemes, boxes = boxes_of(scheme, graph, parts, place)
-    plan = Plan(graph, tuple(schemes), tuple(parts), batch, tuple(tuple(row) for row in boxes))
+    plan = Plan(graph, tuple(schemes), tuple(parts), batch, tuple(tuple(row) for row in boxes), wire=wire)
     _ = plan.exchanges
     return plan
 
@@ -80,13 +85,13 @@ def graph_of(model: nn.Module | Graph, input_shape: Sequence[int], ranks: int) -
     if ranks < 1:
         raise UsageError(f"{ranks} ranks: at least 1 is needed")
     batch, *picture = (int(length) for length in input_shape)
-    if batch < 1:
-        raise UsageError(f"a batch of {batch} pictures: at least 1 is needed")
     return _traced(model, picture, batch), batch
 
 
 def _traced(model: nn.Module | Graph, picture: list[int], batch: int) -> Graph:
     """The graph of a network, for pictures (C, H, W); raises UsageError for one that was traced for others."""
+    if batch < 1:
+        raise UsageError(f"a batch of {batch} pictures: at least 1 is needed")
     if not isinstance(model, Graph):
         from mpiconv.graph.trace import trace
 

@@ -17,6 +17,7 @@ from mpiconv.partition.box import Box, hull
 from mpiconv.partition.exchange import Exchange, exchange
 from mpiconv.partition.receptive import box_flops, box_weights, unit_needs
 from mpiconv.partition.schemes import ROOT, ROOT_ALONE, alone_on
+from mpiconv.partition.wire import FLOAT32, WIRES, Payload
 
 if TYPE_CHECKING:
     from mpiconv.partition.turns import AnyPlan
@@ -30,7 +31,8 @@ class Plan:
 
     ``graph`` says by its units after which layers maps are exchanged; ``boxes[u][r]`` is the box of unit ``u`` of
     ``graph.body`` on rank ``r``; ``schemes[u]`` names what made it, or the only rank that computes it; ``batch`` is the
-    number of pictures that travel together; ``threads`` those that each rank computes with, none: as it was started.
+    number of pictures that travel together; ``threads`` those that each rank computes with, none: as it was started;
+    ``wire`` the number format of maps in messages.
     """
 
     graph: Graph
@@ -39,6 +41,7 @@ class Plan:
     batch: int
     boxes: tuple[tuple[Box, ...], ...]
     threads: tuple[int, ...] = ()
+    wire: str = FLOAT32.name
 
     def __post_init__(self) -> None:
         _check(self)
@@ -75,7 +78,7 @@ class Plan:
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
         """(N, C, H, W) of what the network is called with."""
-        return (self.batch, *self.graph.input_shape)
+        return self.batch, *self.graph.input_shape
 
     @cached_property
     def owned(self) -> tuple[tuple[Box, ...], ...]:
@@ -108,35 +111,34 @@ class Plan:
             found[i] = exchange(owned, needed, "the picture" if i == PICTURE else f"unit {self.graph.units[i].name}")
         return found
 
+    @cached_property
+    def payloads(self) -> dict[int, Payload]:
+        """What every exchange comes to in B where all of it goes by messages."""
+        return {source: Payload(each, WIRES[self.wire], self.batch) for source, each in self.exchanges.items()}
+
     def incoming(self, unit: int) -> list[int]:
         """The maps that are exchanged just before ``unit``: those that it is the first to read."""
         return [i for i in dict.fromkeys(self.graph.units[unit].inputs) if self.graph.consumers(i)[0] == unit]
 
     def pattern(self, unit: int) -> str:
         """The MPI patterns of the exchange before ``unit``, joined by ``+``."""
-        names = [self.exchanges[i].pattern for i in self.incoming(unit)]
-        return "+".join(name for name in names if name != "none") or "none"
+        return "+".join(name for i in self.incoming(unit) if (name := self.exchanges[i].pattern) != "none") or "none"
 
     def bytes_received(self, unit: int, rank: int) -> int:
         """Payload in B per inference that the rank needs before the unit and does not hold."""
-        return FLOAT_BYTES * self.batch * sum(self.exchanges[i].received(rank) for i in self.incoming(unit))
+        return sum(int(self.payloads[i].received[rank]) for i in self.incoming(unit))
 
     def bytes_sent(self, unit: int, rank: int) -> int:
         """Payload in B per inference that the rank sends before the unit, once per receiver."""
-        return FLOAT_BYTES * self.batch * sum(self.exchanges[i].sent(rank) for i in self.incoming(unit))
+        return sum(int(self.payloads[i].sent[rank]) for i in self.incoming(unit))
 
     def multicast_bytes(self, unit: int, rank: int) -> int:
         """Payload in B per inference that the rank sends before the unit, however many receive it counted once."""
-        return FLOAT_BYTES * self.batch * sum(self.exchanges[i].multicast(rank) for i in self.incoming(unit))
+        return sum(self.payloads[i].multicast(rank) for i in self.incoming(unit))
 
     def flops(self, unit: int, rank: int) -> int:
         """FLOPs of the rank in the unit per inference (2 x multiply-adds)."""
         return self.batch * box_flops(self.graph.units[unit], self.owned[unit][rank])
-
-    def cuts_channels(self, unit: int) -> bool:
-        """Whether some rank computes a part of the channels of a unit of the body."""
-        whole = self.graph.units[unit].out_shape[0]
-        return any(0 < len(box.channels) < whole for box in self.boxes[unit])
 
     def weight_bytes(self, unit: int, rank: int) -> int:
         """B of weights that the rank computes the unit with."""
@@ -187,16 +189,28 @@ def at_work(plan: AnyPlan) -> list[int]:
     return [rank for rank in range(plan.ranks) if any(each.flops(unit, rank) for each, unit in parts)] or [ROOT]
 
 
+def cuts_channels(plan: AnyPlan, unit: int) -> bool:
+    """Whether some rank computes a part of the channels of a unit of the body."""
+    whole = plan.graph.units[unit].out_shape[0]
+    return any(0 < len(box.channels) < whole for each in plans_of(plan) for box in each.boxes[unit])
+
+
 def same_work(one: AnyPlan, other: AnyPlan) -> bool:
     """Whether two plans for a network have every rank do the same."""
-    found, wanted = ([(each.graph.unit_names, each.boxes, each.threads) for each in plans_of(p)] for p in (one, other))
-    return found == wanted
+    return work_of(one) == work_of(other)
+
+
+def work_of(plan: AnyPlan) -> tuple[object, ...]:
+    """What every rank computes and sends by a plan for a network, to compare it with others."""
+    return tuple((tuple(each.graph.unit_names), each.boxes, each.threads, each.wire) for each in plans_of(plan))
 
 
 def _check(plan: Plan) -> None:
     """Raise MpiconvError for a plan that no ranks can run."""
     if plan.threads and (len(plan.threads) != plan.ranks or min(plan.threads) < 1):
         raise PlanError(f"threads {plan.threads} for {plan.ranks} ranks: a number from 1 up is wanted for each")
+    if plan.wire not in WIRES:
+        raise PlanError(f"a plan with the wire format {plan.wire!r}: {', '.join(WIRES)} are known")
     if plan.batch < 1:
         raise UsageError(f"a batch of {plan.batch} pictures: at least 1 is needed")
     if len(plan.boxes) != len(plan.graph.body) or len(plan.schemes) != len(plan.graph.body):

@@ -10,6 +10,7 @@ from mpiconv.errors import MpiconvError, PlanError
 from mpiconv.graph.form import Graph
 from mpiconv.partition.box import Box, normalised
 from mpiconv.partition.plan import Plan
+from mpiconv.partition.wire import FLOAT32
 from mpiconv.reading import read_json
 
 T = TypeVar("T")
@@ -28,6 +29,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "batch": plan.batch,
         "boxes": [[box.to_list() for box in row] for row in plan.boxes],
         **({"threads": list(plan.threads)} if plan.threads else {}),
+        **({"wire": plan.wire} if plan.wire != FLOAT32.name else {}),
         "graph": plan.graph.to_dict(),
     }
 
@@ -48,7 +50,8 @@ def plan_of(data: Mapping[str, Any]) -> Plan:
         normalised(shares, len(shares))
         schemes = tuple(str(name) for name in data["schemes"])
         threads = tuple(int(each) for each in data.get("threads", ()))
-        plan = Plan(Graph.from_dict(data["graph"]), schemes, shares, int(data["batch"]), boxes, threads)
+        wire = str(data.get("wire", FLOAT32.name))
+        plan = Plan(Graph.from_dict(data["graph"]), schemes, shares, int(data["batch"]), boxes, threads, wire)
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise PlanError(f"a broken plan: {error!r}") from None
     _ = plan.exchanges

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mpiconv.partition.plan import Plan, plans_of
 from mpiconv.partition.schemes import ROOT, ROOT_ALONE
 from mpiconv.partition.turns import AnyPlan
+from mpiconv.partition.wire import FLOAT32
 
 
 def table(plan: Plan) -> str:
@@ -27,6 +28,7 @@ def table(plan: Plan) -> str:
     title = (
         f"{plan.graph.model}, input {'x'.join(map(str, plan.input_shape))}, scheme {plan.scheme}, "
         f"{plan.ranks} ranks, gather {plan.gather}, head {plan.head}"
+        f"{'' if plan.wire == FLOAT32.name else f', wire {plan.wire}'}"
     )
     lines = [
         "  ".join(

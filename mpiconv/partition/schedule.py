@@ -7,16 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from mpiconv.graph.form import PICTURE
 from mpiconv.partition.box import Box
 from mpiconv.partition.exchange import Exchange
 from mpiconv.partition.padding import margin
 from mpiconv.partition.pieces import Pieces, pieces
-from mpiconv.partition.plan import FLOAT_BYTES, Plan
+from mpiconv.partition.plan import Plan
+from mpiconv.partition.wire import FLOAT32, WIRES, Payload, Wire
 
 WORTH_S = 0.5e-3
 """A message that takes less is not worth computing a unit in pieces for."""
+
+MESSAGES = "messages"
+"""The medium whose maps travel in the plan's number format; others, such as shared memory, carry float32."""
 
 Around = tuple[tuple[int, int], tuple[int, int], float]
 """Rows and columns (before, after) that are kept around what a rank needs, and their value."""
@@ -51,13 +56,14 @@ class Move:
     """How one map changes hands.
 
     ``parts`` are the exchanges in which it does, one after the other; ``held[r]`` is what rank r has of it
-    afterwards; ``medium`` is the name of what carries it.
+    afterwards; ``medium`` is the name of what carries it; ``wire`` the number format in which it does.
     """
 
     exchange: Exchange
     parts: tuple[Exchange, ...]
     held: tuple[Held, ...]
     medium: str
+    wire: Wire = FLOAT32
 
 
 @dataclass(frozen=True)
@@ -78,12 +84,18 @@ class Schedule:
         return all(source in self.moves and self.moves[source].held[rank].padded for source in sources)
 
     def bytes_sent(self, source: int, rank: int) -> int:
-        """B of float32 that a rank sends of a map per inference, counted once per receiver."""
-        return FLOAT_BYTES * self.plan.batch * self.moves[source].exchange.sent(rank)
+        """B that a rank sends of a map per inference, counted once per receiver."""
+        return sum(int(each.sent[rank]) for each in self.payloads[source])
 
     def bytes_received(self, source: int, rank: int) -> int:
-        """B of float32 that a rank receives of a map per inference."""
-        return FLOAT_BYTES * self.plan.batch * self.moves[source].exchange.received(rank)
+        """B that a rank receives of a map per inference."""
+        return sum(int(each.received[rank]) for each in self.payloads[source])
+
+    @cached_property
+    def payloads(self) -> dict[int, list[Payload]]:
+        """What every part of every map comes to in B."""
+        batch, moves = self.plan.batch, self.moves.items()
+        return {source: [Payload(part, move.wire, batch) for part in move.parts] for source, move in moves}
 
 
 def schedule(
@@ -120,14 +132,16 @@ def schedule(
             for rank in range(plan.ranks)
         ]
         parts = [spread.part(owned) for owned in made] if several else [spread]
-        moves[source] = Move(spread, tuple(parts), tuple(held), medium_of(spread))
+        medium = medium_of(spread)
+        wire = WIRES[plan.wire] if medium == MESSAGES else FLOAT32
+        moves[source] = Move(spread, tuple(parts), tuple(held), medium, wire)
     return Schedule(plan, tuple(cuts), moves)
 
 
 def worth_overlapping(plan: Plan, spread: Exchange, seconds_per_byte: float) -> bool:
     """Whether a map's largest message takes so long on the slowest link that more computing could hide it."""
-    most = FLOAT_BYTES * plan.batch * max(spread.received(rank) for rank in range(plan.ranks))
-    return most * seconds_per_byte >= WORTH_S
+    most = Payload(spread, WIRES[plan.wire], plan.batch).received.max()
+    return bool(most * seconds_per_byte >= WORTH_S)
 
 
 def _around(plan: Plan, source: int, rank: int, *, slow_at_edges: bool) -> Around | None:

@@ -14,7 +14,7 @@ from mpiconv.graph.form import Graph
 from mpiconv.graph.grouping import Gather, grouped
 from mpiconv.partition.making import graph_of, on_rank
 from mpiconv.partition.plan import Plan, at_work
-from mpiconv.partition.plan_files import PLAN_VERSION, READ_VERSIONS, plan_of, read_plan
+from mpiconv.partition.plan_files import READ_VERSIONS, plan_of, read_plan
 from mpiconv.words import counted
 
 if TYPE_CHECKING:
@@ -78,6 +78,11 @@ class Turns:
         return ()
 
     @property
+    def wire(self) -> str:
+        """The number format of messages, the same in all plans."""
+        return self.plans[0].wire
+
+    @property
     def scheme(self) -> str:
         """``turns``."""
         return TURNS
@@ -98,10 +103,6 @@ class Turns:
         names = {plan.head for plan in self.plans}
         return names.pop() if len(names) == 1 else "mixed"
 
-    def cuts_channels(self, unit: int) -> bool:
-        """Whether in some plan some rank computes a part of the channels of a unit of the body."""
-        return any(plan.cuts_channels(unit) for plan in self.plans)
-
     def each(self, change: Callable[[Plan], Plan]) -> Turns:
         """The same of other plans, made of these one by one."""
         return replace(self, plans=tuple(map(change, self.plans)))
@@ -116,7 +117,8 @@ class Turns:
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and strings that JSON can hold."""
         turns = [{key: value for key, value in plan.to_dict().items() if key in OWN} for plan in self.plans]
-        return {"mpiconv_plan": PLAN_VERSION, "turns": turns, "batch": self.batch, "graph": self.graph.to_dict()}
+        same = {key: value for key, value in self.plans[0].to_dict().items() if key not in OWN}
+        return {**same, "turns": turns}
 
     def to_json(self) -> str:
         """The plans as one line of JSON."""
@@ -209,6 +211,8 @@ def _check(plans: Sequence[Plan]) -> None:
                 raise PlanError(f"plan {number} is for {mine} {what}, plan 0 for {wanted}: plans in turn need the same")
         if plan.graph is not first.graph and plan.graph != first.graph:
             raise PlanError(f"plan {number} has other units than plan 0: plans in turn need the same")
+        if plan.wire != first.wire:
+            raise PlanError(f"plan {number} sends {plan.wire}, plan 0 {first.wire}: plans in turn need the same format")
         if plan.threads:
             raise PlanError(f"plan {number} gives ranks other threads, which plans in turn cannot")
 

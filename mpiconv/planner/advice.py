@@ -18,9 +18,11 @@ from mpiconv.partition.bounds import bounds
 from mpiconv.partition.box import Box
 from mpiconv.partition.plan import Plan
 from mpiconv.partition.schemes import ROOT
+from mpiconv.partition.wire import FLOAT32, WIRES
 from mpiconv.planner.bounds import Costs, Needs
 from mpiconv.planner.candidates import Candidate, candidates
 from mpiconv.planner.cluster import Cluster, Link
+from mpiconv.planner.coding import priced
 from mpiconv.planner.estimating import estimate
 from mpiconv.planner.proposals import names_of, searched, undivided
 from mpiconv.planner.rates import Rates
@@ -114,22 +116,26 @@ def _comparison(cluster: Cluster, splits: Sequence[Plan], whole: Sequence[Plan])
     return pays
 
 
-def helps(graph: Graph, cluster: Cluster, now_s: float, batch: int = 1) -> list[tuple[str, float]]:
+def helps(
+    graph: Graph, cluster: Cluster, now_s: float, batch: int = 1, wire: str = FLOAT32.name
+) -> list[tuple[str, float]]:
     """What a picture would take after some changes of the cluster, in s: the first is none, the rest best first.
 
-    ``now_s`` is what it takes without any.
+    ``now_s`` is what it takes without any; ``wire`` the format of messages.
     """
     names = names_of(cluster)
     changes = [(f"{names[ROOT]} twice as fast", _faster_root(cluster)), (*_one_more(graph, cluster, batch),)]
     if cluster.links:
         changes.append(("links twice as fast", cluster.with_links(2.0)))
-    found = sorted(((what, _quickest(graph, changed, batch)) for what, changed in changes), key=lambda pair: pair[1])
+    found = sorted(
+        ((what, _quickest(graph, changed, batch, wire)) for what, changed in changes), key=lambda pair: pair[1]
+    )
     return [("as it is", now_s), *found]
 
 
-def _quickest(graph: Graph, cluster: Cluster, batch: int) -> float:
-    plans = chain(undivided(graph, cluster, batch), searched(graph, cluster, batch))
-    return min(estimate(plan, cluster).latency_s for _, plan in plans)
+def _quickest(graph: Graph, cluster: Cluster, batch: int, wire: str) -> float:
+    plans = chain(undivided(graph, cluster, batch), searched(graph, priced(cluster, WIRES[wire]), batch))
+    return min(estimate(replace(plan, wire=wire), cluster).latency_s for _, plan in plans)
 
 
 def _faster_root(cluster: Cluster) -> Cluster:

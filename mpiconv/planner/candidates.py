@@ -6,20 +6,26 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from time import perf_counter
 from typing import Any
 
 from mpiconv.errors import MpiconvError
 from mpiconv.graph.form import Graph
 from mpiconv.partition.holdings import holdings, travels
-from mpiconv.partition.plan import FLOAT_BYTES, Plan, at_work
+from mpiconv.partition.plan import FLOAT_BYTES, Plan, at_work, work_of
 from mpiconv.partition.schemes import ROOT
+from mpiconv.partition.wire import FLOAT32, WIRES
 from mpiconv.planner.cluster import Cluster
+from mpiconv.planner.coding import in_format, priced
 from mpiconv.planner.estimating import scheduled, with_threads
 from mpiconv.planner.limits import Limits, limits_for
 from mpiconv.planner.memory import Memory, peak_bytes
 from mpiconv.planner.proposals import Proposals, levelled, lighter, named, names_of, published, searched, undivided
 from mpiconv.planner.simulation import Timeline, simulate
+
+AGAIN = 12
+"""So many of the best plans are simulated once more in every other number format."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,7 @@ class Candidate:
     @property
     def bytes_moved(self) -> int:
         """B that travel between ranks for a frame, once per receiver."""
-        units, ranks = range(len(self.plan.graph.units)), range(self.plan.ranks)
-        return sum(self.plan.bytes_received(unit, rank) for unit in units for rank in ranks)
+        return sum(int(payload.each.sum()) for payload in self.plan.payloads.values())
 
     @property
     def weight_bytes(self) -> list[int]:
@@ -62,13 +67,13 @@ class Candidate:
         """S per batch in which the busiest end of a link carries messages, or the medium where all share one."""
         hosts = [device.host for device in cluster.devices]
         out, into = [0.0] * self.plan.ranks, [0.0] * self.plan.ranks
-        for spread in self.plan.exchanges.values():
-            for each in spread.transfers:
-                if hosts[each.source] != hosts[each.target]:
-                    link = cluster.link(each.source, each.target)
-                    seconds = FLOAT_BYTES * self.plan.batch * each.box.size / link.beta_bytes_per_s
-                    out[each.source] += seconds
-                    into[each.target] += seconds
+        for number, spread in self.plan.exchanges.items():
+            ends = spread.table[:, :2].tolist()
+            for (source, target), size in zip(ends, self.plan.payloads[number].each.tolist(), strict=True):
+                if hosts[source] != hosts[target]:
+                    seconds = size / cluster.link(source, target).beta_bytes_per_s
+                    out[source] += seconds
+                    into[target] += seconds
         return sum(out) if cluster.medium == "shared" else max(*out, *into)
 
     def first_start_s(self, cluster: Cluster) -> float:
@@ -101,6 +106,7 @@ def candidates(
     in_flight: int = 1,
     search: bool = True,
     most_s: float = math.inf,
+    wires: Sequence[str] = (FLOAT32.name,),
     tell: Callable[[str], object] = lambda _: None,
 ) -> list[Candidate]:
     """All plans to choose from, the fastest by the simulation first; only those for which every device has the memory.
@@ -121,6 +127,9 @@ def candidates(
         Whether those are among them that a search finds, or a baseline; these take longest.
     most_s
         Time limit in s: what is found later is left out, but for the plans on one device.
+    wires
+        Number formats of messages to choose from: all plans are made for the first, the best of them and some that are
+        searched for for each other.
     tell
         Called with a sentence where no split keeps within ``memory_limits``, so that one device does all.
 
@@ -131,12 +140,14 @@ def candidates(
     """
     limits = limits_for(cluster, names_of(cluster), memory_limits)
     sifted = _Sifted(cluster, limits, in_flight, perf_counter() + most_s)
+    on = priced(cluster, WIRES[wires[0]])
     for propose in (undivided, *((searched,) if search else ()), named, *((published,) if search else ())):
-        sifted.add(propose(graph, cluster, batch))
+        sifted.add(propose(graph, on, batch), wires[0])
     if search and (splits := [each for each in sifted.found if each.divided]):
-        sifted.add(levelled(graph, cluster, batch, min(splits, key=lambda each: each.latency_s).plan))
+        sifted.add(levelled(graph, on, batch, min(splits, key=lambda each: each.latency_s).plan), wires[0])
     if sifted.left_out:
-        sifted.add(lighter(graph, cluster, batch, limits))
+        sifted.add(lighter(graph, on, batch, limits), wires[0])
+    sifted.add_formats(graph, batch, wires[1:], search=search)
     found, left_out = sifted.found, sifted.left_out
     if not found:
         raise MpiconvError(_refusal(f"no plan for {graph.model}", left_out, limits))
@@ -159,11 +170,24 @@ class _Sifted:
         self.left_out: list[Candidate] = []
         self._seen: set[Any] = set()
 
-    def add(self, proposals: Proposals) -> None:
-        """Simulate some proposals, but those that were there before or split nothing."""
+    def add_formats(self, graph: Graph, batch: int, wires: Sequence[str], *, search: bool) -> None:
+        """Simulate the best proposals so far in other number formats, and those that are searched for for these."""
+        best = sorted(self.found, key=lambda each: each.latency_s)[:AGAIN]
+        known: dict[int, list[tuple[str, Plan]]] = {}  # by the B of a number: what is best depends on no more
+        for name in wires:
+            wire = WIRES[name]
+            if wire.item_bytes not in known:
+                more = searched(graph, priced(self._cluster, wire), batch) if search else ()
+                in_time = takewhile(lambda _: perf_counter() < self._end_s, more)
+                known[wire.item_bytes] = [*((each.name, each.plan) for each in best), *in_time]
+            self.add(in_format(known[wire.item_bytes], name), name)
+
+    def add(self, proposals: Proposals, wire: str) -> None:
+        """Simulate some proposals in a number format, but those that were there before or split nothing."""
         whole = ("all on", "body on")
-        for name, plan in proposals if not self.found or perf_counter() < self._end_s else ():
-            made = (tuple(plan.graph.unit_names), plan.boxes, plan.threads)
+        for name, proposed in proposals if not self.found or perf_counter() < self._end_s else ():
+            plan = replace(proposed, wire=wire)
+            made = work_of(plan)
             if made in self._seen or not (name.startswith(whole) or len(at_work(plan)) > 1):
                 continue
             self._seen.add(made)

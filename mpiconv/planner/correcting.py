@@ -61,7 +61,9 @@ def reshared(plan: Plan, cluster: Cluster) -> Plan | None:
     best: Plan | None = None
     least = math.inf
     for _ in range(TRIES):
-        made = make_plan(plan.graph, plan.input_shape, scheme, plan.ranks, shares.tolist(), plan.gather, plan.head)
+        made = make_plan(
+            plan.graph, plan.input_shape, scheme, plan.ranks, shares.tolist(), plan.gather, plan.head, plan.wire
+        )
         found = estimate(made, cluster)
         if found.latency_s < least:
             best, least = made, found.latency_s
@@ -86,7 +88,7 @@ def options(plan: Plan, cluster: Cluster, spare_s: float) -> list[Candidate]:
     ranks, root = plan.ranks, cluster.devices[0]
     core = min(root.gflop_per_s["conv3x3"] * root.pace / FAST_GFLOP_PER_S, 1.0)
     search_s = SEARCH_S * len(plan.graph.units) * ranks / core
-    found = candidates(plan.graph, cluster, plan.batch, search=search_s <= spare_s)
+    found = candidates(plan.graph, cluster, plan.batch, search=search_s <= spare_s, wires=[plan.wire])
     made = reshared(plan, cluster)
     if made is not None:
         found.append(Candidate(f"{made.scheme}, new shares", made, estimate(made, cluster)))

@@ -12,7 +12,7 @@ import numpy as np
 from mpiconv.graph.form import Graph
 from mpiconv.graph.grouping import Gather, grouped
 from mpiconv.partition.making import make_plan
-from mpiconv.partition.plan import FLOAT_BYTES, Plan
+from mpiconv.partition.plan import Plan
 from mpiconv.planner.candidates import candidates
 from mpiconv.planner.cluster import Cluster, Device
 from mpiconv.planner.estimating import estimate
@@ -99,12 +99,12 @@ class Split:
     def fixed(self) -> tuple[int, int, int]:
         """B moved once per receiver, B moved once, B of weights on the device that has most."""
         plan = self.plan
-        each = FLOAT_BYTES * plan.batch
-        moved = sum(int(spread.sizes.sum()) for spread in plan.exchanges.values())
-        once = sum(block.size for spread in plan.exchanges.values() for block in spread.blocks)
+        pairs = [(plan.payloads[source].each, spread.blocks) for source, spread in plan.exchanges.items()]
+        moved = sum(int(each.sum()) for each, _ in pairs)
+        once = sum(int(each[block.transfer]) for each, blocks in pairs for block in blocks)
         units = range(len(plan.graph.units))
         weights = max(sum(plan.weight_bytes(unit, rank) for unit in units) for rank in range(plan.ranks))
-        return each * moved, each * once, weights
+        return moved, once, weights
 
     def on(self, cluster: Cluster, *, multicast: bool) -> tuple[float, ...]:
         """One number for each of ``QUANTITIES``."""

@@ -13,10 +13,11 @@ from mpiconv.graph.form import Graph, Unit
 from mpiconv.partition.bounds import box_of
 from mpiconv.partition.box import Box, Span
 from mpiconv.partition.exchange import Exchange
-from mpiconv.partition.plan import FLOAT_BYTES
+from mpiconv.partition.plan import FLOAT_BYTES, cuts_channels
 from mpiconv.partition.receptive import layer_boxes
-from mpiconv.partition.schedule import Held, Move, Schedule
+from mpiconv.partition.schedule import MESSAGES, Held, Move, Schedule
 from mpiconv.partition.schemes import ROOT
+from mpiconv.partition.wire import FLOAT32
 
 Parts = Sequence[Box]
 """The box of every layer of a unit that a rank computes."""
@@ -121,13 +122,13 @@ def _of_rank(carried: Sequence[Schedule], slots: Sequence[int], rank: int) -> Me
     for schedule, count in zip(carried, slots, strict=True):
         moves = schedule.moves.values()
         buffers += count * sum(_buffer(move, rank) for move in moves)
-        by_message = (move for move in moves if move.medium == "messages")
-        staging += count * sum(_staging(part, move, rank) for move in by_message for part in move.parts)
+        by_message = (move for move in moves if move.medium == MESSAGES)
+        staging += count * sum(_staging(part, move, rank, batch) for move in by_message for part in move.parts)
     maps = _maps(carried, slots, rank, parts)
     if rank == ROOT:
         maps = max(maps, _checking(graph, min(batch, CHECKED_PICTURES)))
     weights = _weights(graph, None if rank == ROOT else parts)
-    return Memory(weights, packed, code, packing, FLOAT_BYTES * batch * buffers, FLOAT_BYTES * batch * staging, maps)
+    return Memory(weights, packed, code, packing, FLOAT_BYTES * batch * buffers, staging, maps)
 
 
 def _weights(graph: Graph, parts: Sequence[Sequence[Parts]] | None) -> int:
@@ -157,7 +158,7 @@ def _packed(carried: Sequence[Schedule], rank: int, parts: Sequence[Sequence[Par
         unit, ready = body[index], list[Any]()
         for schedule, mine in zip(carried, parts, strict=True):
             cut = [piece[rank] for piece in schedule.pieces[index]]
-            plan, work = schedule.plan, (cut, schedule.padded(index, rank), schedule.plan.cuts_channels(index))
+            plan, work = schedule.plan, (cut, schedule.padded(index, rank), cuts_channels(schedule.plan, index))
             if not plan.boxes[index][rank] or unit.opaque or work in ready:
                 continue  # by several plans in turn a unit of which the rank does the same is there once
             ready.append(work)
@@ -208,16 +209,20 @@ def _buffer(move: Move, rank: int) -> int:
     return sum(place.box.size if rank in readers else (place.box & own).size for place, readers in places.items())
 
 
-def _staging(part: Exchange, move: Move, rank: int) -> int:
-    """Elements per picture of the copies from which messages are sent, and into which they are received."""
+def _staging(part: Exchange, move: Move, rank: int, batch: int) -> int:
+    """B of the copies from which messages are sent, and into which they are received."""
     held = move.held[rank].box
+
+    def copied(boxes: Sequence[Sequence[Box]], whole: Box) -> int:
+        if move.wire is FLOAT32 and _in_place(boxes, whole):
+            return 0
+        return sum(move.wire.size((batch, *box.shape)) for each in boxes for box in each)
+
     if part.pattern == "allgatherv" and rank in part.members:
-        boxes = [[part.owned[r] & held] for r in part.members]
-        return 0 if _in_place(boxes, held) else sum(box.size for each in boxes for box in each)
+        return copied([[part.owned[r] & held] for r in part.members], held)
     received, sent = (_peers(part, rank, here) for here in (1, 0))
     going = sent[: 1 if part.pattern == "bcast" else None]
-    copies = [(received, held), (going, part.owned[rank])]
-    return sum(box.size for boxes, whole in copies if not _in_place(boxes, whole) for each in boxes for box in each)
+    return copied(received, held) + copied(going, part.owned[rank])
 
 
 def _peers(part: Exchange, rank: int, here: int) -> list[list[Box]]:

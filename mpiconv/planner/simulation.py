@@ -10,10 +10,11 @@ import numpy as np
 
 from mpiconv.partition.box import Box
 from mpiconv.partition.exchange import Block, Exchange
-from mpiconv.partition.plan import FLOAT_BYTES
 from mpiconv.partition.schedule import Schedule
 from mpiconv.partition.schemes import ROOT
+from mpiconv.partition.wire import FLOAT32, Payload, Wire
 from mpiconv.planner.cluster import Cluster
+from mpiconv.planner.coding import coding_s
 from mpiconv.planner.links import Links
 from mpiconv.planner.speed import unit_seconds
 
@@ -72,9 +73,10 @@ def simulate(schedule: Schedule, cluster: Cluster, *, multicast: bool = False) -
         for source in plan.incoming(index):
             move = schedule.moves[source]
             for number, part in enumerate(move.parts):
-                ready = made[source][number] if len(move.parts) > 1 else began
-                arrived, sent = exchanged(part, ready, links, plan.batch)
-                now = np.maximum(now, np.maximum(arrived, sent))
+                encode_s, decode_s = coding_s(part, move.wire, cluster, plan.batch)
+                ready = (made[source][number] if len(move.parts) > 1 else began) + encode_s
+                arrived, sent = exchanged(part, ready, links, plan.batch, move.wire)
+                now = np.maximum.reduce([now, np.where(encode_s, ready, 0.0), arrived + decode_s, sent])
         stamps[:, index, 1] = now
         boxes = schedule.pieces[index] if index < len(plan.boxes) else (plan.owned[index],)
         ends = np.empty((len(boxes), plan.ranks))
@@ -107,15 +109,18 @@ class _Computing:
         return found
 
 
-def _exchanged(part: Exchange, ready: np.ndarray, links: Links, batch: int) -> tuple[np.ndarray, np.ndarray]:
+def _exchanged(
+    part: Exchange, ready: np.ndarray, links: Links, batch: int, wire: Wire = FLOAT32
+) -> tuple[np.ndarray, np.ndarray]:
     """When every rank has received all that it needs of an exchange, and when what it sends has left it."""
     count = len(part.owned)
     arrived, sent = np.zeros(count), np.zeros(count)
     if part.pattern == "bcast":
-        return _broadcast(part, ready, links, batch), sent
-    elements = np.bincount(part.table[:, 0] * count + part.table[:, 1], part.sizes, count * count)
-    sources, targets = _in_turn(elements.reshape(count, count), ready, in_rounds=part.pattern in IN_ROUNDS)
-    payload = FLOAT_BYTES * batch * elements[sources * count + targets]
+        return _broadcast(part, ready, links, batch, wire), sent
+    pairs = part.table[:, 0] * count + part.table[:, 1]
+    total = np.bincount(pairs, Payload(part, wire, batch).each, count * count)
+    sources, targets = _in_turn(total.reshape(count, count), ready, in_rounds=part.pattern in IN_ROUNDS)
+    payload = total[sources * count + targets]
     ends = links.carry_all(sources, targets, payload, ready[sources])
     np.maximum.at(arrived, targets, ends)
     waits = payload > EAGER_BYTES
@@ -123,23 +128,23 @@ def _exchanged(part: Exchange, ready: np.ndarray, links: Links, batch: int) -> t
     return arrived, sent
 
 
-def _in_turn(elements: np.ndarray, ready: np.ndarray, *, in_rounds: bool) -> tuple[np.ndarray, np.ndarray]:
+def _in_turn(total: np.ndarray, ready: np.ndarray, *, in_rounds: bool) -> tuple[np.ndarray, np.ndarray]:
     """Sources and targets of the messages in the order in which they come onto the links.
 
     ``in_rounds``: each rank sends to the next, then to the one after that, and so on, as in a ring. Else who is ready
-    first sends first, and those who are ready together in rounds. ``elements[s, t]`` are those that s sends to t.
+    first sends first, and those who are ready together in rounds. ``total[s, t]`` are the B that s sends to t.
     """
-    sources, targets = np.nonzero(elements)
+    sources, targets = np.nonzero(total)
     rounds, when = (targets - sources) % len(ready), ready[sources]
     order = np.lexsort((sources, when, rounds) if in_rounds else (sources, rounds, when))
     return sources[order], targets[order]
 
 
-def _broadcast(part: Exchange, ready: np.ndarray, links: Links, batch: int) -> np.ndarray:
+def _broadcast(part: Exchange, ready: np.ndarray, links: Links, batch: int, wire: Wire) -> np.ndarray:
     """When each rank has the same boxes of one rank: whoever has them hands them on, as in a binomial tree."""
     source, first = part.table[0, :2].tolist()
     targets = sorted(set(part.table[:, 1].tolist()), key=lambda rank: (rank - source) % len(ready))
-    size = FLOAT_BYTES * batch * int(part.sizes[part.table[:, 1] == first].sum())
+    size = int(Payload(part, wire, batch).each[part.table[:, 1] == first].sum())
     have, arrived = [(float(ready[source]), source)], np.zeros(len(ready))
     for target in targets:
         when, giver = have[0]
@@ -150,16 +155,18 @@ def _broadcast(part: Exchange, ready: np.ndarray, links: Links, batch: int) -> n
     return arrived
 
 
-def _multicast(part: Exchange, ready: np.ndarray, links: Links, batch: int) -> tuple[np.ndarray, np.ndarray]:
+def _multicast(
+    part: Exchange, ready: np.ndarray, links: Links, batch: int, wire: Wire = FLOAT32
+) -> tuple[np.ndarray, np.ndarray]:
     """The same as ``_exchanged`` where a box that several ranks need of one is sent once."""
     count = len(part.owned)
-    arrived, sent = np.zeros(count), np.zeros(count)
+    arrived, sent, each = np.zeros(count), np.zeros(count), Payload(part, wire, batch).each
 
     def turn(block: Block) -> tuple[float, int, int]:
         return float(ready[block.source]), int(((block.targets - block.source) % count).min()), block.source
 
     for block in sorted(part.blocks, key=turn):
-        payload = FLOAT_BYTES * batch * block.size
+        payload = int(each[block.transfer])
         ends = links.spread(block.source, block.targets, payload, float(ready[block.source]))
         arrived[block.targets] = np.maximum(arrived[block.targets], ends)
         if payload > EAGER_BYTES and part.pattern != "bcast":

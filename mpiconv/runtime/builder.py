@@ -30,7 +30,6 @@ from mpiconv.runtime.cores import Cores
 from mpiconv.runtime.emulation import Paced
 from mpiconv.runtime.exchange.base import MEDIA, medium_of
 from mpiconv.runtime.exchange.parts import Counter, Memory
-from mpiconv.runtime.exchange.wire import WIRES
 from mpiconv.runtime.frames import Slot
 from mpiconv.runtime.guard import Guard
 from mpiconv.runtime.settings import Settings
@@ -162,12 +161,11 @@ class Builder:
         if self._cores.use(plan):
             self._units.close()  # what is compiled is compiled for a number of threads
         computes = self._units.adopt(carried)
-        rank, wire = self._team.rank, WIRES[self._settings.wire]
-        guarded = [self.guard.around(s.plan, units, rank) for s, units in zip(carried, computes, strict=True)]
+        guarded = [self.guard.around(s.plan, u, self._team.rank) for s, u in zip(carried, computes, strict=True)]
         how = {"ahead": self._settings.in_flight > 1, "yields": len(carried) > 1}
         turns = list(zip(carried, guarded, strict=True))
         made = zip(self._teams, cycle(turns), strict=False)
-        slots = tuple(Slot(schedule, team, self.memory, wire, units, **how) for team, (schedule, units) in made)
+        slots = tuple(Slot(schedule, team, self.memory, units, **how) for team, (schedule, units) in made)
         return Built(plan, slots, tuple(self._units.paced), self._units.weight_bytes, self._cores.lends)
 
     def close(self) -> None:
@@ -213,12 +211,13 @@ def check_sizes(carried: Schedule) -> None:
     """Raise PlanError where a map is more than its medium can count."""
     plan = carried.plan
     for source, move in carried.moves.items():
-        moved = max(max(move.exchange.received(rank), move.exchange.sent(rank)) for rank in range(plan.ranks))
+        each = carried.bytes_received, carried.bytes_sent
+        moved = max(count(source, rank) for count in each for rank in range(plan.ranks))
         most = MEDIA[move.medium].largest_items
-        if most is not None and plan.batch * moved > most:
+        if most is not None and moved > FLOAT_BYTES * most:
             unit = "the picture" if source == PICTURE else f"unit {plan.graph.units[source].name}"
             raise PlanError(
-                f"the messages with the output of {unit} have {FLOAT_BYTES * plan.batch * moved / 2**30:.1f} GiB, "
+                f"the messages with the output of {unit} have {moved / 2**30:.1f} GiB, "
                 f"MPI can count {FLOAT_BYTES * most / 2**30:.1f}: use smaller batches or pictures"
             )
 

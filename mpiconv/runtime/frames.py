@@ -23,7 +23,6 @@ from mpiconv.runtime.compute import onednn
 from mpiconv.runtime.exchange.base import MEDIA, Exchanger
 from mpiconv.runtime.exchange.parts import Memory
 from mpiconv.runtime.exchange.point_to_point import ByMessages
-from mpiconv.runtime.exchange.wire import Wire
 
 Place = tuple[slice, ...] | None
 """Where an input lies in a map that the rank holds: None for all of it, an empty tuple for nothing."""
@@ -94,7 +93,6 @@ class Slot:
         schedule: Schedule,
         team: Team,
         memory: Memory,
-        wire: Wire,
         computes: Sequence[Sequence[Compute | None]],
         *,
         ahead: bool = False,
@@ -113,7 +111,7 @@ class Slot:
                 for source, move in schedule.moves.items()
                 if source not in self.exchangers and name in (move.medium, ByMessages.name)
             }
-            self.exchangers |= carrier.exchangers(moves, plan.batch, team, memory, wire) if moves else {}
+            self.exchangers |= carrier.exchangers(moves, plan.batch, team, memory) if moves else {}
         self.gate, self.unread = Gate(), tuple[Exchanger, ...]()
         self.sharing = any(found[0].lends for found in self.exchangers.values())
         self.takes_any_order = any(e.any_order for e in self.exchangers.get(PICTURE, ()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mpiconv.errors import UsageError
-from mpiconv.runtime.choices import GUARDS, OVERLAPS, SAME_HOSTS, WAITS, WIRES
+from mpiconv.runtime.choices import GUARDS, OVERLAPS, SAME_HOSTS, WAITS
 from mpiconv.runtime.compute.engines import computes
 from mpiconv.runtime.emulation import injected
 
@@ -21,14 +21,12 @@ class Settings:
         operations one by one. Or the name of another engine, for the units that it suits.
     wait
         ``spin``, ``sleep``, or ``auto``: asleep where a host has more ranks than cores.
-    wire
-        Number format of maps in messages: float32, or float16, bfloat16, int8 for fewer bytes and less exact results.
     overlap
         Whether what others need is computed and sent first (``on``), the rest while it travels; ``auto`` where a
         message is large enough to pay for it.
     same_host
-        How ranks of one host exchange maps: ``auto`` through memory that they share, where they can and the wire is
-        float32; ``messages`` by MPI, as between hosts.
+        How ranks of one host exchange maps: ``auto`` through memory that they share, as float32; ``messages`` by MPI,
+        in the plan's number format, as between hosts.
     in_flight
         How many batches ``stream`` has under way at a time.
     pace
@@ -60,7 +58,6 @@ class Settings:
 
     compute: str = "auto"
     wait: str = "auto"
-    wire: str = "float32"
     overlap: str = "auto"
     same_host: str = "auto"
     in_flight: int = 1
@@ -77,7 +74,7 @@ class Settings:
     readers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        choices = {"compute": computes(), "wait": WAITS, "wire": WIRES, "overlap": OVERLAPS, "same_host": SAME_HOSTS}
+        choices = {"compute": computes(), "wait": WAITS, "overlap": OVERLAPS, "same_host": SAME_HOSTS}
         choices["guard"] = GUARDS
         for name, known in choices.items():
             if getattr(self, name) not in known:

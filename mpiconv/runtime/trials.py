@@ -12,9 +12,11 @@ from mpiconv.partition.holdings import bytes_moved, holdings
 from mpiconv.partition.plan import at_work, same_work
 from mpiconv.partition.schemes import ROOT
 from mpiconv.partition.turns import AnyPlan
+from mpiconv.partition.wire import WIRES
 from mpiconv.planner.candidates import Candidate
 from mpiconv.planner.cluster import Cluster
 from mpiconv.runtime.session import Session
+from mpiconv.words import percent
 
 SPLITS = 3
 """The number of plans that are tried, those of the best estimates; the best plan on one rank is tried besides."""
@@ -40,19 +42,32 @@ HOPELESS = 3.0
 BEARABLE_S = 10.0
 """Weights that take longer to send are sent only for a gain that makes up for it."""
 
+FORMATS = 2
+"""The number of plans that are tried of each smaller number format of messages."""
+
+Errs = Callable[[float], float | None]
+"""The largest relative error of the adopted plan on pictures that the first one answered; None where the run is ended.
+
+It need not look at the rest once it is more than the number that it is given.
+"""
+
 Run = Callable[[int], Sequence[float]]
 """Runs a number of pictures by the adopted plan and returns the s that each took; fewer where the run is ended."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A plan, what a picture was estimated to take by it, and the s that batches took; ``why`` it was not tried."""
+    """A plan, what a picture was estimated to take by it, and the s that batches took; ``why`` it was not tried.
+
+    ``error``: by how much its outputs were found to differ from the exact ones, where its format is a smaller one.
+    """
 
     name: str
     plan: AnyPlan
     estimated_s: float
     seconds: tuple[float, ...] = ()
     why: str = ""
+    error: float | None = None
 
     @property
     def measured_s(self) -> float:
@@ -65,16 +80,41 @@ class Trial:
         return len(self.seconds)
 
 
+@dataclass(frozen=True)
+class Limit:
+    """The relative error that is accepted of a plan, and what finds it on some pictures."""
+
+    most: float
+    errs: Errs
+
+    def judged(self, trial: Trial) -> Trial:
+        """The trial with the error of its plan, which is adopted, and ``why`` it is refused; None for an ended run."""
+        error = self.errs(self.most)
+        if error is None or error <= self.most:
+            return replace(trial, error=error)
+        why = f"{trial.plan.wire}: errs by {percent(error)}, more than {percent(self.most)}"
+        return replace(trial, error=error, why=why)
+
+
 def shortlist(found: Sequence[Candidate]) -> list[Candidate]:
-    """The plans to try: rank 0 alone, where the weights are; then the best three and the best on one rank."""
-    alone = [each for each in found if len(at_work(each.plan)) == 1]
+    """The plans to try: rank 0 alone, where the weights are; then the best three and the best on one rank.
+
+    All of these have one number format for messages. Of each other one the best come to them that may be faster.
+    """
+    usual = next(each.plan.wire for each in found if at_work(each.plan) == [ROOT])
+    exact = [each for each in found if each.plan.wire == usual]
+    alone = [each for each in exact if len(at_work(each.plan)) == 1]
     own = [each for each in alone if at_work(each.plan) == [ROOT] and not each.plan.threads][:1]
-    chosen = [*found[:SPLITS], *alone[:1]]
+    chosen = [*exact[:SPLITS], *alone[:1]]
+    for wire in dict.fromkeys(each.plan.wire for each in found if each.latency_s < exact[0].latency_s):
+        chosen += [each for each in found if each.plan.wire == wire != usual][:FORMATS]
     rest = [each for each in found if any(each is one for one in chosen) and not any(each is one for one in own)]
     return [*own, *rest]
 
 
-def choose(net: Session, listed: Sequence[Candidate], cluster: Cluster, run: Run, frames: int) -> list[Trial]:
+def choose(
+    net: Session, listed: Sequence[Candidate], cluster: Cluster, run: Run, frames: int, limit: Limit | None = None
+) -> list[Trial]:
     """Try plans in turn on rank 0, and leave the network with the fastest as measured; the others are in ``follow``.
 
     Parameters
@@ -89,6 +129,8 @@ def choose(net: Session, listed: Sequence[Candidate], cluster: Cluster, run: Run
         Runs pictures by the plan that is adopted.
     frames
         How many pictures there are to come, those of the trials among them.
+    limit
+        How exact plans with other number formats than the first have to be; None where there are none.
 
     Returns
     -------
@@ -103,9 +145,18 @@ def choose(net: Session, listed: Sequence[Candidate], cluster: Cluster, run: Run
         if number and frames - WARM - each < kept:
             break
         trial = Trial(candidate.name, candidate.plan, candidate.latency_s)
+        if _needless(trial, tried):
+            continue
         if number and best is not None and (why := _kept_from(net, best, trial, cluster, frames)):
             tried.append(replace(trial, why=why))
             continue
+        if limit is not None and trial.plan.wire != listed[0].plan.wire:
+            trial = limit.judged(trial)
+            if trial.why:
+                tried.append(trial)
+                continue
+            if trial.error is None:
+                return tried
         seconds, ended = _timed(run, each, best)
         frames -= WARM + len(seconds)
         if seconds:
@@ -121,6 +172,13 @@ def choose(net: Session, listed: Sequence[Candidate], cluster: Cluster, run: Run
     if best is not None and not same_work(best.plan, net.plan):
         net.adopt(best.plan)
     return tried
+
+
+def _needless(trial: Trial, tried: Sequence[Trial]) -> bool:
+    """Whether a more exact number format that takes no more bytes was found to be exact enough."""
+    wire = WIRES[trial.plan.wire]
+    fine = [WIRES[each.plan.wire] for each in tried if each.error is not None and not each.why]
+    return any(each.item_bytes <= wire.item_bytes and each.tolerance < wire.tolerance for each in fine)
 
 
 def fastest(tried: Sequence[Trial]) -> Trial | None:

@@ -12,7 +12,7 @@ from torch import nn
 from mpiconv.graph.form import Unit
 from mpiconv.models.slices import rows_of
 from mpiconv.partition import Box, hull
-from mpiconv.partition.plan import FLOAT_BYTES
+from mpiconv.partition.plan import FLOAT_BYTES, cuts_channels
 from mpiconv.partition.receptive import box_weights
 from mpiconv.partition.schedule import Schedule
 from mpiconv.partition.schemes import ROOT
@@ -138,7 +138,7 @@ class LocalUnits:
         if index == len(plan.boxes):
             return Work(unit, box, (box,), padded=False, sliced=False)
         cut = tuple(piece[self._rank] for piece in carried.pieces[index])
-        sliced = unit.name in self._settings.as_slices or plan.cuts_channels(index)
+        sliced = unit.name in self._settings.as_slices or cuts_channels(plan, index)
         return Work(unit, box, cut, carried.padded(index, self._rank), sliced)
 
     def _make(self, work: Work, batch: int) -> Made:

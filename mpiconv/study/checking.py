@@ -13,9 +13,10 @@ from torch import nn
 from mpiconv.errors import MpiconvError
 from mpiconv.graph.outputs import Difference, tensors_in
 from mpiconv.partition.making import alone
+from mpiconv.partition.plan import cuts_channels
 from mpiconv.partition.turns import AnyPlan
+from mpiconv.partition.wire import WIRES
 from mpiconv.runtime.building import distribute
-from mpiconv.runtime.exchange.wire import WIRES
 from mpiconv.runtime.settings import Settings
 
 Batches = Callable[[int], torch.Tensor]
@@ -27,7 +28,7 @@ ROUNDING = 3.0
 
 
 def compared(
-    model: nn.Module, plan: AnyPlan, batches: Batches, outputs: Sequence[Any], settings: Settings
+    model: nn.Module, plan: AnyPlan, batches: Batches, outputs: Sequence[Any], settings: Settings, accepted: float = 0.0
 ) -> dict[str, Any]:
     """Compare a run's outputs with the unsplit model, absolutely and relative to its largest output.
 
@@ -41,6 +42,8 @@ def compared(
         Gives the pictures (N, C, H, W) of a batch by its number.
     outputs
         What the run made of each, from batch 0 on; the first ``CHECKED_BATCHES`` are looked at.
+    accepted
+        The relative error that the user accepts for a smaller wire format, of any plan that ran.
 
     Returns
     -------
@@ -57,7 +60,7 @@ def compared(
     same, eager = Difference(), Difference()
     unsplit = None
     if settings.compute != "eager":
-        cut = tuple(unit.name for index, unit in enumerate(plan.graph.body) if plan.cuts_channels(index))
+        cut = tuple(unit.name for index, unit in enumerate(plan.graph.body) if cuts_channels(plan, index))
         own = Settings(compute=settings.compute, selfcheck=False, as_slices=cut)
         unsplit = distribute(model, alone(plan), settings=own)
     for index, output in enumerate(checked):
@@ -66,7 +69,7 @@ def compared(
             eager.add(output, model(images.clone()))
         if unsplit is not None:
             same.add(output, unsplit(images))
-    found, tolerance = eager if unsplit is None else same, TOLERANCE + WIRES[settings.wire].tolerance
+    found, tolerance = eager if unsplit is None else same, TOLERANCE + max(WIRES[plan.wire].tolerance, accepted)
     exact, near = {}, eager.relative <= tolerance
     if not near and not eager.problem:
         exact = _exactly(model, batches, checked)

@@ -13,7 +13,6 @@ from mpiconv.job.waiting import Awaited, Flags
 from mpiconv.partition import Exchange
 from mpiconv.partition.schedule import Held, Move
 from mpiconv.runtime.exchange.parts import Counter, Memory
-from mpiconv.runtime.exchange.wire import Wire
 
 if TYPE_CHECKING:
     from mpiconv.runtime.settings import Settings
@@ -84,7 +83,7 @@ class Medium(ABC):
     ...     name = "pigeons"
     ...     def suits(self, exchange, team, settings):
     ...         return exchange.pattern == "p2p"
-    ...     def exchangers(self, moves, batch, team, memory, wire):
+    ...     def exchangers(self, moves, batch, team, memory):
     ...         return {source: (Pigeon(move, team.rank),) for source, move in moves.items()}
     """
 
@@ -98,7 +97,7 @@ class Medium(ABC):
 
     @abstractmethod
     def exchangers(
-        self, moves: Mapping[int, Move], batch: int, team: Team, memory: Memory, wire: Wire
+        self, moves: Mapping[int, Move], batch: int, team: Team, memory: Memory
     ) -> dict[int, tuple[Exchanger, ...]]:
         """This rank's exchangers of each map, one for each of its parts. Collective.
 

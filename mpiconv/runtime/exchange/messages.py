@@ -13,9 +13,9 @@ from mpiconv.job.waiting import ANYWHERE, Awaited, wait
 from mpiconv.job.watch import Place
 from mpiconv.partition import Box, Exchange
 from mpiconv.partition.schedule import Held
+from mpiconv.partition.wire import FLOAT32, Wire
 from mpiconv.runtime.exchange.base import Exchanger
 from mpiconv.runtime.exchange.parts import Memory, Parts, given
-from mpiconv.runtime.exchange.wire import FLOAT32, Wire
 
 
 class Messages(Exchanger):

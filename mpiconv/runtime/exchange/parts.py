@@ -10,7 +10,8 @@ from mpi4py import MPI
 
 from mpiconv.partition import Box, Span
 from mpiconv.partition.box import union_size
-from mpiconv.runtime.exchange.wire import FLOAT32, Encoded, Wire
+from mpiconv.partition.wire import FLOAT32, Wire
+from mpiconv.runtime.exchange.wire import Encoded
 
 Message = list[Any]
 """What mpi4py takes as a buffer: memory, counts and offsets where there are several, type."""
@@ -132,7 +133,7 @@ class Parts:
             for owner, (peer, lengths, start) in enumerate(zip(boxes, sizes, self.offsets, strict=True)):
                 for box, length in zip(peer, lengths, strict=True):
                     room = self.fixed[start : start + length]
-                    encoded = wire.encoded(room, (batch, *box.shape), memory.view)
+                    encoded = Encoded.within(room, wire, (batch, *box.shape), memory.view)
                     where = (slice(None), *box.within(whole))
                     there = None if tensor is None else tensor[where]
                     self.encoded.append((owner, encoded, None if box == whole else where, there))

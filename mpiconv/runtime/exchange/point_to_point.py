@@ -11,11 +11,11 @@ from mpi4py import MPI
 from mpiconv.job.team import Team
 from mpiconv.partition import Exchange
 from mpiconv.partition.schedule import Held, Move
+from mpiconv.partition.wire import FLOAT32, Wire
 from mpiconv.runtime.exchange.base import Exchanger, Medium, medium
 from mpiconv.runtime.exchange.collective import PATTERNS, Collective
 from mpiconv.runtime.exchange.messages import Messages, start_all
 from mpiconv.runtime.exchange.parts import LARGEST_ITEMS, Memory
-from mpiconv.runtime.exchange.wire import FLOAT32, Wire
 
 if TYPE_CHECKING:
     from mpiconv.runtime.settings import Settings
@@ -77,7 +77,7 @@ class ByMessages(Medium):
         return True
 
     def exchangers(
-        self, moves: Mapping[int, Move], batch: int, team: Team, memory: Memory, wire: Wire
+        self, moves: Mapping[int, Move], batch: int, team: Team, memory: Memory
     ) -> dict[int, tuple[Exchanger, ...]]:
         """One exchanger for each part of each map; a map's parts share a buffer. Collective, in ``moves``' order."""
         found: dict[int, tuple[Exchanger, ...]] = {}
@@ -85,6 +85,6 @@ class ByMessages(Medium):
             made: list[Messages] = []
             for part in move.parts:
                 held, buffer = move.held[team.rank], made[0].buffer if made else None
-                made.append(by_messages(part, batch, team, memory, wire, held, buffer))
+                made.append(by_messages(part, batch, team, memory, move.wire, held, buffer))
             found[source] = tuple(made)
         return found

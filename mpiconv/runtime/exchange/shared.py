@@ -20,7 +20,6 @@ from mpiconv.partition.plan import FLOAT_BYTES
 from mpiconv.partition.schedule import Held, Move
 from mpiconv.runtime.exchange.base import Exchanger, Medium, medium
 from mpiconv.runtime.exchange.parts import Memory
-from mpiconv.runtime.exchange.wire import FLOAT32, Wire
 
 if TYPE_CHECKING:
     from mpiconv.runtime.settings import Settings
@@ -48,17 +47,11 @@ class Shared(Medium):
     hides = False
 
     def suits(self, exchange: Exchange, team: Team, settings: Settings) -> bool:
-        """Whether all members see one memory, and maps travel as they are."""
-        wanted = settings.same_host == "auto" and settings.wire == FLOAT32.name
-        return wanted and team.together(exchange.members)
+        """Whether all members see one memory."""
+        return settings.same_host == "auto" and team.together(exchange.members)
 
     def exchangers(
-        self,
-        moves: Mapping[int, Move],
-        batch: int,
-        team: Team,
-        memory: Memory,
-        wire: Wire,  # noqa: ARG002
+        self, moves: Mapping[int, Move], batch: int, team: Team, memory: Memory
     ) -> dict[int, tuple[Exchanger, ...]]:
         """For the maps whose members are all on this host; none if memory cannot be shared. Collective there."""
         here = {source: move for source, move in moves.items() if set(move.exchange.members) <= set(team.neighbours)}
