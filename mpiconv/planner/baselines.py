@@ -24,12 +24,12 @@ from mpiconv.partition.box import Box, hull, normalised
 from mpiconv.partition.making import make_plan
 from mpiconv.partition.plan import FLOAT_BYTES, Plan
 from mpiconv.partition.receptive import needs_of
-from mpiconv.partition.schemes import ROOT, Boxes, boxes_of, by_tiles
+from mpiconv.partition.schemes import ROOT, Boxes, by_tiles
 from mpiconv.planner.cluster import Cluster
 from mpiconv.planner.coedge import coedge, moving_s
 from mpiconv.planner.search import Search
 from mpiconv.planner.speed import unit_seconds
-from mpiconv.planner.ways import Way, alone, blocks, fused_before
+from mpiconv.planner.ways import Way, alone, among, blocks, fused_before
 
 Baseline = Callable[[Graph, Cluster, int], Plan]
 
@@ -77,7 +77,7 @@ def aofl(graph: Graph, cluster: Cluster, batch: int = 1) -> Plan:
     through the host, here only rows that are missing travel. At most ``search.MOST_FUSED`` blocks are fused.
     """
     graph = grouped(graph, "pool", "root")
-    return _searched(graph, cluster, batch, [_equal(graph, cluster, "wpm", fuses=True)])
+    return _searched(graph, cluster, batch, [_equal(graph, cluster, "wpm")])
 
 
 def flexpie(graph: Graph, cluster: Cluster, batch: int = 1) -> Plan:
@@ -90,7 +90,7 @@ def flexpie(graph: Graph, cluster: Cluster, batch: int = 1) -> Plan:
     graph = grouped(graph, "pool", "split")
     found: list[Way] = []
     for scheme in ("wpm", "columns", "tiles", "kpm"):
-        way = _equal(graph, cluster, scheme, fuses=scheme != "kpm")
+        way = _equal(graph, cluster, scheme)
         if all(way.boxes != other.boxes for other in found):
             found.append(way)
     return _searched(graph, cluster, batch, found)
@@ -102,11 +102,10 @@ BASELINES: dict[str, Baseline] = {
 """By name; each makes a plan for a network in any grouping, a cluster, and pictures that travel together."""
 
 
-def _equal(graph: Graph, cluster: Cluster, scheme: str, *, fuses: bool) -> Way:
+def _equal(graph: Graph, cluster: Cluster, scheme: str) -> Way:
     """A scheme over all devices, by equal shares."""
     count = len(cluster.devices)
-    names, boxes = boxes_of(scheme, graph, [1.0] * count)
-    return Way(tuple(names), boxes, tuple(range(count)), fuses)
+    return among(graph, scheme, [1.0] * count, tuple(range(count)), count)
 
 
 def _searched(graph: Graph, cluster: Cluster, batch: int, among: Sequence[Way]) -> Plan:

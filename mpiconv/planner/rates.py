@@ -56,10 +56,13 @@ class Rates:
         Parameters
         ----------
         own, need
-            Bounds (..., rank, 6) of what each rank has and needs of a map, broadcast against each other.
+            Bounds (..., rank, 6) of what each rank has and needs of a map, broadcast against each other. Ranks have
+            parts that do not overlap, or all the same: then whoever needs it gets it from the nearest.
         """
-        seen = self.seen
+        seen, one = self.seen, _only_from(own)
         out = sizes(common(own[..., seen, None, :], need[..., None, :, :]))
+        if one is not None:
+            out = out * one[..., seen, :]
         out[..., np.arange(len(seen)), seen] = 0
         taken = out * self._per_element_s[seen]
         sent = taken.sum(axis=-1)
@@ -72,6 +75,8 @@ class Rates:
         received, far = taken.sum(axis=-2), (taken * ~self._near[seen]).sum(axis=(-1, -2)) if self._shared else None
         if not everyone:
             into = sizes(common(own[..., :, None, :], need[..., None, seen, :]))
+            if one is not None:
+                into = into * one[..., seen]
             into[..., seen, np.arange(len(seen))] = 0
             received = (into * self._per_element_s[:, seen]).sum(axis=-2)
             far = self._all(own, need) if self._shared else None
@@ -87,6 +92,19 @@ class Rates:
         """S that all of a map takes on a shared medium, for each rank what it needs and has not."""
         each = self._per_element_s.sum(axis=0) / max(len(self._near) - 1, 1)
         return np.asarray(((sizes(need) - sizes(common(own, need))) * each).sum(axis=-1))
+
+
+def _only_from(own: np.ndarray) -> np.ndarray | None:
+    """(..., source, target): whether a rank gets of a layout from this rank alone; None where no two have the same."""
+    has = own[..., 1] > 0
+    first = np.take_along_axis(own, has.argmax(axis=-1)[..., None, None], axis=-2)
+    alike = ((own == first).all(axis=-1) == has).all(axis=-1) & (has.sum(axis=-1) > 1)
+    if not alike.any():
+        return None
+    numbers = np.arange(own.shape[-2])
+    apart = 2 * np.abs(numbers[:, None] - numbers) + (numbers[:, None] > numbers)  # of two as near the lower
+    nearest = np.where(has[..., None], apart, 2 * len(numbers)).argmin(axis=-2)
+    return np.asarray((nearest[..., None, :] == numbers[:, None]) | ~alike[..., None, None])
 
 
 def _some(cluster: Cluster) -> np.ndarray:

@@ -15,8 +15,9 @@ from mpiconv.planner.speed import unit_seconds
 FEW = 6
 """Up to this number of devices every number of them is tried, of more the powers of two."""
 
-MANY = 48
-"""Of more devices than this fewer plans are compared: no baselines, no grids of unequal shares, no other weights."""
+MANY, OF_MANY = 48, ("kpm", "wpm")
+"""Of more devices than this fewer plans are compared: no baselines, no other weights, and only these schemes and, where
+shares are equal, grids."""
 
 EQUAL = 1.05
 """Devices whose speeds differ by less than this factor get equal shares."""
@@ -27,13 +28,15 @@ class Way:
     """One way to split the whole network.
 
     ``names[u]`` and ``boxes[u][r]`` are for the units of the graph's body as in a plan; ``ranks`` are those that
-    compute; ``fuses``: what comes before a unit may be computed twice at the borders, so that nothing is exchanged.
+    compute; ``fuses``: what comes before a unit may be computed twice at the borders, so that nothing is exchanged;
+    ``scheme``: what splits it, none where one rank computes all.
     """
 
     names: tuple[str, ...]
     boxes: Boxes
     ranks: tuple[int, ...]
     fuses: bool = False
+    scheme: str = ""
 
 
 def blocks(graph: Graph) -> list[range]:
@@ -59,13 +62,35 @@ def ways(graph: Graph, cluster: Cluster, batch: int = 1) -> list[Way]:
 
 
 def over(graph: Graph, shares: Sequence[float]) -> list[Way]:
-    """Every scheme that can be mixed, by these shares of the ranks."""
-    ranks, found = tuple(rank for rank, share in enumerate(shares) if share), []
-    uneven_grid = len(shares) > MANY and len(set(shares) - {0.0}) > 1
-    for scheme in MIXED if not uneven_grid else (scheme for scheme in MIXED if scheme != "grid"):
-        names, boxes = boxes_of(scheme, graph, shares)
-        found.append(Way(tuple(names), boxes, ranks, scheme in FUSES))
+    """Every scheme that can be mixed, by these shares of the ranks; of those that cut alike the first alone."""
+    ranks, found = tuple(rank for rank, share in enumerate(shares) if share), list[Way]()
+    for scheme in _worthwhile(graph, shares):
+        way = among(graph, scheme, [shares[rank] for rank in ranks], ranks, len(shares))
+        if all(way.boxes != other.boxes for other in found):
+            found.append(way)
     return found
+
+
+def _worthwhile(graph: Graph, shares: Sequence[float]) -> Iterator[str]:
+    """The schemes that may be best by these shares: columns are longer borders than rows unless a picture is wide."""
+    _, rows, columns = graph.input_shape
+    equal = len(set(shares) - {0.0}) == 1
+    for scheme in MIXED:
+        if len(shares) > MANY and scheme not in OF_MANY and not (scheme == "grid" and equal):
+            continue
+        if scheme != "columns" or columns > rows:
+            yield scheme
+
+
+def among(graph: Graph, scheme: str, shares: Sequence[float], ranks: tuple[int, ...], count: int) -> Way:
+    """A scheme over some of ``count`` ranks, with a share for each of them; what is opaque stays on the root."""
+    names, parts = boxes_of(scheme, graph, shares)
+    boxes: Boxes = []
+    for unit, row in zip(graph.body, parts, strict=True):
+        boxes.append([Box()] * count)
+        for rank, box in zip((ROOT,) if unit.opaque else ranks, row, strict=False):
+            boxes[-1][rank] = box
+    return Way(tuple(names), boxes, ranks, scheme in FUSES, scheme)
 
 
 def alone(graph: Graph, rank: int, count: int) -> Way:
