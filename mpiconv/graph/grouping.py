@@ -80,13 +80,13 @@ def grouped(graph: Graph, gather: Gather = "pool", head: str = "root") -> Graph:
     if head not in HEADS:
         raise UsageError(f"unknown head {head!r}: choose from {', '.join(HEADS)}")
     key = "grouped", gather if isinstance(gather, str) else tuple(sorted(gather.items())), head
-    found: Graph | None = graph.memo.get(key)
-    if found is None:
+    known: Graph | None = graph.memo.get(key)
+    if known is None:
         fine = single_layers(graph)
         steps = [Step(unit.layers[0], unit.inputs) for unit in fine.body]
         units = _units(steps, fine.units[-1], gather, apart=head == "root")
-        found = graph.memo[key] = Graph(graph.model, graph.input_shape, units)
-    return found
+        known = graph.memo[key] = Graph(graph.model, graph.input_shape, units)
+    return known
 
 
 def gather_of(graph: Graph) -> str:

@@ -198,8 +198,10 @@ def _staging(part: Exchange, move: Move, rank: int) -> int:
     """Elements per picture of the copies from which messages are sent, and into which they are received."""
     held = move.held[rank].box
     if part.pattern == "allgatherv" and rank in part.members:
-        boxes = [[part.owned[r] & held] for r in part.members]
-        return 0 if _in_place(boxes, held) else sum(box.size for each in boxes for box in each)
+        if held not in part.memo:  # the same for all that have no padding around it
+            boxes = [[part.owned[r] & held] for r in part.members]
+            part.memo[held] = 0 if _in_place(boxes, held) else sum(box.size for each in boxes for box in each)
+        return int(part.memo[held])
     received, sent = (_peers(part, rank, here) for here in (1, 0))
     going = sent[: 1 if part.pattern == "bcast" else None]
     copies = [(received, held), (going, part.owned[rank])]

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mpiconv.graph.form import PICTURE, Graph
-from mpiconv.partition.box import Box, hull
-from mpiconv.partition.receptive import needs_of
-from mpiconv.partition.schemes import FUSES, MIXED, ROOT, Boxes, alone_on, boxes_of, needs_all
+from mpiconv.partition.box import Box
+from mpiconv.partition.schemes import FUSES, MIXED, ROOT, Boxes, alone_on, boxes_of
 from mpiconv.planner.cluster import Cluster, kinds_of
 from mpiconv.planner.speed import unit_seconds
 
@@ -136,23 +135,3 @@ def teams(speeds: Sequence[float]) -> Iterator[tuple[int, ...]]:
             if ranks not in seen:
                 seen.add(ranks)
                 yield ranks
-
-
-def fused_before(graph: Graph, units: range, last: Sequence[Box]) -> Boxes | None:
-    """The boxes of some units in a row so that every rank can compute ``last``, its box of the last one, by itself.
-
-    None where a unit between needs a whole map, so that every rank would compute everything.
-    """
-    if any(graph.units[u].opaque for u in units) or any(needs_all(graph.units[u]) for u in units[1:]):
-        return None
-    boxes: Boxes = [list(last)]
-    for unit in reversed(units[:-1]):
-        readers = [j for j in graph.consumers(unit) if j in units]
-        boxes.insert(
-            0,
-            [
-                hull(need for j in readers for need in needs_of(graph.units[j], boxes[j - unit - 1][rank], unit))
-                for rank in range(len(last))
-            ],
-        )
-    return boxes
