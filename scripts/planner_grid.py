@@ -163,9 +163,10 @@ def measure(weights: str, network: str, rounds: int) -> int:
     import torch
 
     from mpiconv.cli.auto import as_list, find_cluster
+    from mpiconv.cli.networks import build_graph
     from mpiconv.cli.options import pace_of, settings_of
     from mpiconv.cli.run import add_arguments
-    from mpiconv.cli.setup import build_graph, prepare
+    from mpiconv.cli.setup import prepare
     from mpiconv.job.control import on_root
     from mpiconv.job.world import join_world, leave
     from mpiconv.runtime.building import distribute

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
-from mpiconv.graph.form import PICTURE
+from mpiconv.graph.form import PICTURE, Graph
 from mpiconv.graph.trace import Traced, trace
 from mpiconv.models.registry import randomise
 from mpiconv.models.slices import rows_of
 from mpiconv.partition import Box, Plan
+from mpiconv.partition.box import hull
 from mpiconv.partition.making import fitted
-from mpiconv.partition.receptive import layer_boxes, unit_needs
+from mpiconv.partition.receptive import layer_boxes, needs_of, unit_needs
+from mpiconv.partition.schemes import Boxes, needs_all
 from mpiconv.runtime.compute.local import LocalUnit
 from mpiconv.runtime.compute.operations import WholeUnit
 
@@ -119,3 +123,23 @@ def assert_close(mine: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e
     assert not mine.isnan().any(), "a rank computed with something that it was not sent"
     error = float((mine - wanted).abs().max()) if wanted.numel() else 0.0
     assert error <= tolerance * max(largest, 1e-6), f"off by {error:.3g}, the largest output is {largest:.3g}"
+
+
+def fused_before(graph: Graph, units: range, last: Sequence[Box]) -> Boxes | None:
+    """The boxes of some units in a row so that every rank can compute ``last``, its box of the last one, by itself.
+
+    None where a unit between needs a whole map, so that every rank would compute everything.
+    """
+    if any(graph.units[u].opaque for u in units) or any(needs_all(graph.units[u]) for u in units[1:]):
+        return None
+    boxes: Boxes = [list(last)]
+    for unit in reversed(units[:-1]):
+        readers = [j for j in graph.consumers(unit) if j in units]
+        boxes.insert(
+            0,
+            [
+                hull(need for j in readers for need in needs_of(graph.units[j], boxes[j - unit - 1][rank], unit))
+                for rank in range(len(last))
+            ],
+        )
+    return boxes

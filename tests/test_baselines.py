@@ -27,10 +27,9 @@ from mpiconv.planner.candidates import candidates
 from mpiconv.planner.cluster import Cluster
 from mpiconv.planner.coedge import balanced, split_units
 from mpiconv.planner.speed import unit_seconds
-from mpiconv.planner.ways import fused_before
 from tests.conftest import mpiconv
 from tests.random_nets import nets
-from tests.simulated import assert_close, run_split
+from tests.simulated import assert_close, fused_before, run_split
 from tests.test_head import NETS, seeded
 from tests.test_head import PICTURE as HEAD_PICTURE
 from tests.test_plan import skeleton

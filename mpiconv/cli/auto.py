@@ -12,7 +12,6 @@ from torch import nn
 from mpiconv.cli.memory_limit import asked_limits
 from mpiconv.cli.notes import note
 from mpiconv.cli.options import AUTO
-from mpiconv.cli.tables import align
 from mpiconv.cli.wire_options import by_tolerance, check_wire_error, wires_of
 from mpiconv.errors import UsageError
 from mpiconv.graph.form import Graph
@@ -26,6 +25,7 @@ from mpiconv.planner.cluster import Cluster
 from mpiconv.probe.probing import probe
 from mpiconv.probe.units import UnitProbe, with_unit_times
 from mpiconv.runtime.trials import Trial, fastest, shortlist
+from mpiconv.text import align
 from mpiconv.words import counted, percent
 
 ROUNDS = 1

@@ -9,12 +9,11 @@ from math import isnan
 import torch
 
 from mpiconv.cli.options import pace_of
-from mpiconv.cli.tables import align
 from mpiconv.errors import MpiconvError
 from mpiconv.job.world import join_world, launcher_rank, leave
 from mpiconv.probe.doctor import Findings, examine
 from mpiconv.probe.preflight import ask_hosts, read_hosts
-from mpiconv.text import to_json
+from mpiconv.text import align, to_json
 
 
 def diagnose(arguments: argparse.Namespace) -> int:

@@ -15,12 +15,13 @@ from mpi4py import MPI
 from mpiconv.cli import auto
 from mpiconv.cli.crowding import crowded
 from mpiconv.cli.gain import gain_over_one
+from mpiconv.cli.networks import build_graph
 from mpiconv.cli.notes import note
 from mpiconv.cli.options import pace_of, settings_of
 from mpiconv.cli.running import Running
 from mpiconv.cli.saving import Results, check_outputs
 from mpiconv.cli.sending import sending_bar
-from mpiconv.cli.setup import Job, build_graph, prepare, repeats_of
+from mpiconv.cli.setup import Job, prepare, repeats_of
 from mpiconv.cli.startup import Startup
 from mpiconv.cli.tables import latency, ranks_at_work, summary, throughput_fps, weights_moved, where_time_went
 from mpiconv.errors import MpiconvError, UsageError

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from mpiconv.cli.setup import build_model
-from mpiconv.cli.tables import align
+from mpiconv.cli.networks import build_model
 from mpiconv.data.pictures import read_picture
 from mpiconv.errors import UsageError
 from mpiconv.files import write_csv
@@ -19,7 +18,7 @@ from mpiconv.models import Info
 from mpiconv.partition import make_plan
 from mpiconv.study.equations import MpiRow, Row, mpi_rows, rows
 from mpiconv.study.figures import figure_3, figure_4, figure_6, figure_7
-from mpiconv.text import to_json
+from mpiconv.text import align, to_json
 
 
 def show(arguments: argparse.Namespace) -> int:

@@ -62,7 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"--scheme {arguments.scheme} chooses for the devices and links at hand: give them as --cluster FILE.toml, "
             "as mpiconv probe --out FILE.toml writes them"
         )
-    from mpiconv.cli.setup import build_model, in_wire, plan_for, saved_plan
+    from mpiconv.cli.networks import build_model
+    from mpiconv.cli.setup import in_wire, plan_for, saved_plan
     from mpiconv.text import to_json
 
     plan = saved_plan(arguments, arguments.ranks or 2)

@@ -10,10 +10,9 @@ from functools import cached_property
 from typing import Any
 
 from mpiconv.cli.memory_limit import asked_limits
+from mpiconv.cli.networks import build_outline
 from mpiconv.cli.notes import note
 from mpiconv.cli.options import AUTO
-from mpiconv.cli.setup import build_outline
-from mpiconv.cli.tables import align
 from mpiconv.cli.wire_options import by_tolerance, check_wire_error, wires_of
 from mpiconv.errors import UsageError
 from mpiconv.graph.form import Graph
@@ -29,7 +28,7 @@ from mpiconv.planner.cluster import Cluster
 from mpiconv.planner.energy import joules
 from mpiconv.planner.estimating import estimate
 from mpiconv.planner.proposals import names_of, undivided
-from mpiconv.text import to_json
+from mpiconv.text import align, to_json
 from mpiconv.words import counted, did_you_mean, seconds
 
 SHOWN = 8

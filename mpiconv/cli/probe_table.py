@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from mpiconv.cli.networks import build_graph
 from mpiconv.cli.notes import note
 from mpiconv.cli.options import pace_of
-from mpiconv.cli.setup import build_graph
-from mpiconv.cli.tables import align
 from mpiconv.errors import MpiconvError
 from mpiconv.files import check_writable, user_cache
 from mpiconv.graph.form import Graph
@@ -24,7 +23,7 @@ from mpiconv.planner.speed import FAST_GFLOP_PER_S
 from mpiconv.planner.wisdom import forget
 from mpiconv.probe.probing import probe
 from mpiconv.probe.units import UnitProbe, with_unit_times
-from mpiconv.text import to_json
+from mpiconv.text import align, to_json
 from mpiconv.words import counted
 
 SECONDS_PER_ROUND = 0.5

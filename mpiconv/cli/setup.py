@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,15 +14,14 @@ from torch import nn
 
 from mpiconv.cli.auto import as_published, plans_to_try, wants_baseline
 from mpiconv.cli.memory_limit import check_plan
+from mpiconv.cli.networks import build_model
 from mpiconv.cli.options import AUTO, SPLIT, shares_for
 from mpiconv.cli.turns import check_watched, turns_for
 from mpiconv.data.datasets import HELD_OUT, LabelledPictures, is_labelled, open_data
 from mpiconv.data.pictures import PictureFiles, Pictures, RandomPictures, folder_pictures
 from mpiconv.errors import ModelError, PlanError, UsageError
-from mpiconv.graph.form import Graph
-from mpiconv.graph.trace import trace
 from mpiconv.measure.energy import EnergyProfile, load_profile
-from mpiconv.models import Info, info_of, load_model, outline
+from mpiconv.models import Info
 from mpiconv.partition import make_plan
 from mpiconv.partition.box import normalised
 from mpiconv.partition.plan import plans_of
@@ -78,44 +76,6 @@ class Job:
         size, count = self.plan.batch, len(self.pictures)
         start = index % self.batches * size
         return torch.stack([self.pictures.load(i % count) for i in range(start, start + size)])
-
-
-def build_model(arguments: argparse.Namespace) -> tuple[nn.Module, Info]:
-    """The model that the options name, and how it wants its pictures; built once."""
-    if getattr(arguments, "built", None) is None:
-        model = load_model(
-            arguments.model,
-            arguments.weights,
-            arguments.classes,
-            arguments.seed,
-            allow_nonfinite=arguments.allow_nonfinite,
-        )
-        arguments.built = _as_asked(model, arguments)
-    built: tuple[nn.Module, Info] = arguments.built
-    return built
-
-
-def build_graph(arguments: argparse.Namespace) -> Graph:
-    """The network that the options name, as the planner takes it."""
-    model, info = build_model(arguments)
-    return trace(model, info.input_shape, batch=arguments.batch or 1).layers
-
-
-def build_outline(arguments: argparse.Namespace) -> tuple[nn.Module, Info]:
-    """The same for whoever only plans: weights that nobody named are not drawn."""
-    if arguments.weights:
-        return build_model(arguments)
-    return _as_asked(outline(arguments.model, arguments.classes), arguments)
-
-
-def _as_asked(model: nn.Module, arguments: argparse.Namespace) -> tuple[nn.Module, Info]:
-    """A model with how it wants its pictures; ``--input-size`` says another size."""
-    info = info_of(model)
-    if info.note and not getattr(arguments, "quiet", False):
-        print(f"mpiconv: note: {info.note}", file=sys.stderr, flush=True)
-    if arguments.input_size:
-        info = replace(info, input_shape=(info.input_shape[0], *arguments.input_size))
-    return model, info
 
 
 def prepare(arguments: argparse.Namespace, ranks: int, cluster: Cluster | None = None) -> Job:

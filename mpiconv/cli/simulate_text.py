@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from mpiconv.cli.tables import align
 from mpiconv.planner.forecast import AUTO, AUTO_DEVICES, DIMENSIONS, MULTICAST, QUANTITIES, SINGLE, Question
 from mpiconv.study.forecast_figures import fastest
 from mpiconv.study.forecast_file import sizes_of
+from mpiconv.text import align
 from mpiconv.words import counted, seconds
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from mpiconv.cli.turns import pictures_each
 from mpiconv.data.pictures import RandomPictures
 from mpiconv.measure.record import typical
-from mpiconv.text import safe_text
+from mpiconv.text import align, safe_text
 from mpiconv.words import counted
 
 if TYPE_CHECKING:
@@ -180,14 +180,3 @@ def ranks_at_work(record: Record) -> str:
     )
     lines.append(f"slowest unit {record.units[unit]}: {1e3 * slowest[unit]:.2f} ms on its slowest rank, mean")
     return "\n".join(["", f"{len(record.latency_s)} repeats, all ranks", *lines])
-
-
-def align(rows: list[list[str]]) -> list[str]:
-    """Rows as lines of one table: the first column to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]

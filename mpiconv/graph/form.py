@@ -195,9 +195,22 @@ class Graph:
         """Shape (C, H, W) of the map that unit ``index`` makes, or of the picture."""
         return self.input_shape if index == PICTURE else self.units[index].out_shape
 
+    @cached_property
+    def memo(self) -> dict[Hashable, Any]:
+        """What was worked out of this network before, for who asks the same again and again."""
+        return {}
+
     def consumers(self, index: int) -> list[int]:
         """Indices of the units that read the map made by unit ``index``, in order."""
-        return [i for i, unit in enumerate(self.units) if index in unit.inputs]
+        return list(self._readers.get(index, ()))
+
+    @cached_property
+    def _readers(self) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for reader, unit in enumerate(self.units):
+            for source in dict.fromkeys(unit.inputs):
+                found.setdefault(source, []).append(reader)
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and strings that JSON can hold."""

@@ -79,9 +79,14 @@ def grouped(graph: Graph, gather: Gather = "pool", head: str = "root") -> Graph:
             raise UsageError(f"unknown gather {found!r}: choose from {', '.join(GATHERS)}")
     if head not in HEADS:
         raise UsageError(f"unknown head {head!r}: choose from {', '.join(HEADS)}")
-    fine = single_layers(graph)
-    steps = [Step(unit.layers[0], unit.inputs) for unit in fine.body]
-    return Graph(graph.model, graph.input_shape, _units(steps, fine.units[-1], gather, apart=head == "root"))
+    key = "grouped", gather if isinstance(gather, str) else tuple(sorted(gather.items())), head
+    known: Graph | None = graph.memo.get(key)
+    if known is None:
+        fine = single_layers(graph)
+        steps = [Step(unit.layers[0], unit.inputs) for unit in fine.body]
+        units = _units(steps, fine.units[-1], gather, apart=head == "root")
+        known = graph.memo[key] = Graph(graph.model, graph.input_shape, units)
+    return known
 
 
 def gather_of(graph: Graph) -> str:

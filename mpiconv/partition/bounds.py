@@ -43,6 +43,17 @@ def sizes(boxes: np.ndarray) -> np.ndarray:
     return np.asarray(lengths[..., 0] * lengths[..., 1] * lengths[..., 2])
 
 
+def common_sizes(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(...): number of elements that lie in both, as ``sizes(common(one, other))``, in less memory."""
+    total: np.ndarray | None = None
+    for lo, hi in ((0, 1), (2, 3), (4, 5)):
+        length = np.minimum(one[..., hi], other[..., hi])
+        length -= np.maximum(one[..., lo], other[..., lo])
+        np.maximum(length, 0, out=length)
+        total = length if total is None else np.multiply(total, length, out=total)
+    return np.asarray(total)
+
+
 def overlapping(boxes: np.ndarray) -> bool:
     """Whether any two of the boxes have an element in common."""
     shared = sizes(common(boxes[:, None], boxes[None]))

@@ -25,6 +25,9 @@ class Span:
     def __len__(self) -> int:
         return self.hi - self.lo
 
+    def __bool__(self) -> bool:
+        return self.hi > self.lo
+
     def __and__(self, other: Span) -> Span:
         """The indices in both."""
         return Span(max(self.lo, other.lo), min(self.hi, other.hi))
@@ -56,7 +59,8 @@ class Box:
     columns: Span = Span()
 
     def __post_init__(self) -> None:
-        if not (self.channels and self.rows and self.columns):
+        a, b, c = self.channels, self.rows, self.columns
+        if a.hi <= a.lo or b.hi <= b.lo or c.hi <= c.lo:  # written out: millions of boxes are made
             for name in ("channels", "rows", "columns"):
                 object.__setattr__(self, name, Span())
 
@@ -88,11 +92,11 @@ class Box:
         return math.prod(self.shape)
 
     def __bool__(self) -> bool:
-        return bool(self.channels)
+        return self.channels.hi > self.channels.lo
 
     def __and__(self, other: Box) -> Box:
         """The elements in both."""
-        return Box(*(a & b for a, b in zip(self.spans, other.spans, strict=True)))
+        return Box(self.channels & other.channels, self.rows & other.rows, self.columns & other.columns)
 
     def __contains__(self, other: Box) -> bool:
         """Whether ``other`` lies within this one; an empty box lies in any."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -66,6 +67,11 @@ class Exchange:
                 box = boxes[key] = box_of(key)
             found.append(Transfer(source, target, box))
         return tuple(found)
+
+    @cached_property
+    def memo(self) -> dict[Hashable, Any]:
+        """What was worked out of this exchange before, for who asks the same for every rank."""
+        return {}
 
     @cached_property
     def sizes(self) -> np.ndarray:

@@ -28,9 +28,9 @@ BY_ROWS = ("wpm", "columns", "tiles", "fused", "grid")
 NO_SPLIT = ("single", "replicated")
 """Schemes in which some rank computes everything."""
 
-MIXED, FUSES = ("kpm", "wpm", "grid"), ("wpm",)
-"""Schemes between which a planner changes from unit to unit: no two ranks compute the same. Those that cut so that the
-units before can be fused with what needs them."""
+MIXED, FUSES = ("kpm", "wpm", "columns", "grid", "tiles", "replicated"), ("wpm", "columns", "tiles")
+"""Schemes between which a planner changes from unit to unit: ranks compute parts that do not overlap, or all the same.
+Those that cut so that the units before can be fused with what needs them."""
 
 
 def scheme(function: Scheme) -> Scheme:

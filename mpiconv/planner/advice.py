@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 
@@ -20,11 +22,13 @@ from mpiconv.partition.plan import Plan
 from mpiconv.partition.schemes import ROOT
 from mpiconv.partition.wire import FLOAT32, WIRES
 from mpiconv.planner.bounds import Costs, Needs
-from mpiconv.planner.candidates import Candidate, candidates
+from mpiconv.planner.candidates import Candidate
 from mpiconv.planner.cluster import Cluster, Link
 from mpiconv.planner.coding import priced
-from mpiconv.planner.estimating import estimate
-from mpiconv.planner.proposals import names_of, searched, undivided
+from mpiconv.planner.estimating import estimate, scheduled
+from mpiconv.planner.limits import limits_for
+from mpiconv.planner.memory import peak_bytes
+from mpiconv.planner.proposals import Proposals, levelled, named, names_of, searched, undivided
 from mpiconv.planner.rates import Rates
 from mpiconv.planner.ways import speeds_of, ways
 
@@ -79,10 +83,25 @@ def break_even(graph: Graph, cluster: Cluster, found: Sequence[Candidate], batch
         if abs(power - known) < NEAR:
             break
         known = power
-        pool += [each.plan for each in candidates(graph, cluster.with_links(2**power), batch) if each.divided][
-            :COMPARED
-        ]
+        pool += _splits(graph, cluster.with_links(2**power), batch)
     return BreakEven(pays_now, None if crossing is None else 2**crossing)
+
+
+def _splits(graph: Graph, cluster: Cluster, batch: int) -> list[Plan]:
+    """The fastest splits of the schemes and the search that every device has the memory for, ``COMPARED`` at most."""
+    limits, found = limits_for(cluster, names_of(cluster)), dict[Any, tuple[float, Plan]]()
+
+    def add(proposals: Proposals) -> None:
+        for _, plan in proposals:
+            if plan.boxes not in found and any(sum(map(bool, row)) > 1 for row in plan.boxes):
+                found[plan.boxes] = estimate(plan, cluster).latency_s, plan
+
+    add(chain(named(graph, cluster, batch), searched(graph, cluster, batch)))
+    if found:
+        add(levelled(graph, cluster, batch, min(found.values(), key=itemgetter(0))[1]))
+    plans = (plan for _, plan in sorted(found.values(), key=itemgetter(0)))
+    fitting = (plan for plan in plans if limits.broken(peak_bytes(scheduled(plan, cluster))) is None)
+    return list(islice(fitting, COMPARED))
 
 
 def _crossing(pays: Callable[[float], bool], *, pays_now: bool) -> float | None:

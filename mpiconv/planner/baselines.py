@@ -20,16 +20,20 @@ from collections.abc import Callable, Iterator, Sequence
 
 from mpiconv.graph.form import PICTURE, Graph
 from mpiconv.graph.grouping import grouped
+from mpiconv.partition.bounds import box_of
 from mpiconv.partition.box import Box, hull, normalised
 from mpiconv.partition.making import make_plan
 from mpiconv.partition.plan import FLOAT_BYTES, Plan
 from mpiconv.partition.receptive import needs_of
-from mpiconv.partition.schemes import ROOT, Boxes, boxes_of, by_tiles
+from mpiconv.partition.schemes import ROOT, Boxes
+from mpiconv.planner.bounds import Costs
 from mpiconv.planner.cluster import Cluster
 from mpiconv.planner.coedge import coedge, moving_s
+from mpiconv.planner.rates import Rates
 from mpiconv.planner.search import Search
 from mpiconv.planner.speed import unit_seconds
-from mpiconv.planner.ways import Way, alone, blocks, fused_before
+from mpiconv.planner.stages import Stages
+from mpiconv.planner.ways import Way, alone, among
 
 Baseline = Callable[[Graph, Cluster, int], Plan]
 
@@ -59,7 +63,7 @@ def deepthings(graph: Graph, cluster: Cluster, batch: int = 1) -> Plan:
     count = len(cluster.devices)
     shares, root = tuple(normalised([1.0] * count, count)), alone(graph, ROOT, count)
     found, least_s = _on_root(graph, cluster, batch), math.inf
-    for fused in _fused_tiles(graph, count) if count > 1 else ():
+    for fused in _fused_tiles(graph, cluster, batch) if count > 1 else ():
         done = len(fused)
         boxes = tuple(map(tuple, [*fused, *root.boxes[done:]]))
         seconds = _fused_s(graph, cluster, batch, boxes, done)
@@ -77,7 +81,7 @@ def aofl(graph: Graph, cluster: Cluster, batch: int = 1) -> Plan:
     through the host, here only rows that are missing travel. At most ``search.MOST_FUSED`` blocks are fused.
     """
     graph = grouped(graph, "pool", "root")
-    return _searched(graph, cluster, batch, [_equal(graph, cluster, "wpm", fuses=True)])
+    return _searched(graph, cluster, batch, [_equal(graph, cluster, "wpm")])
 
 
 def flexpie(graph: Graph, cluster: Cluster, batch: int = 1) -> Plan:
@@ -90,7 +94,7 @@ def flexpie(graph: Graph, cluster: Cluster, batch: int = 1) -> Plan:
     graph = grouped(graph, "pool", "split")
     found: list[Way] = []
     for scheme in ("wpm", "columns", "tiles", "kpm"):
-        way = _equal(graph, cluster, scheme, fuses=scheme != "kpm")
+        way = _equal(graph, cluster, scheme)
         if all(way.boxes != other.boxes for other in found):
             found.append(way)
     return _searched(graph, cluster, batch, found)
@@ -102,11 +106,10 @@ BASELINES: dict[str, Baseline] = {
 """By name; each makes a plan for a network in any grouping, a cluster, and pictures that travel together."""
 
 
-def _equal(graph: Graph, cluster: Cluster, scheme: str, *, fuses: bool) -> Way:
+def _equal(graph: Graph, cluster: Cluster, scheme: str) -> Way:
     """A scheme over all devices, by equal shares."""
     count = len(cluster.devices)
-    names, boxes = boxes_of(scheme, graph, [1.0] * count)
-    return Way(tuple(names), boxes, tuple(range(count)), fuses)
+    return among(graph, scheme, [1.0] * count, tuple(range(count)), count)
 
 
 def _searched(graph: Graph, cluster: Cluster, batch: int, among: Sequence[Way]) -> Plan:
@@ -122,16 +125,16 @@ def _on_root(graph: Graph, cluster: Cluster, batch: int) -> Plan:
     return Plan(graph, way.names, shares, batch, tuple(map(tuple, way.boxes)))
 
 
-def _fused_tiles(graph: Graph, count: int) -> Iterator[Boxes]:
+def _fused_tiles(graph: Graph, cluster: Cluster, batch: int) -> Iterator[Boxes]:
     """The boxes of the first blocks of units, fused, for every number of blocks: tiles of the last one's map."""
-    for block in blocks(graph):
-        last = graph.units[block.stop - 1]
+    tiles, costs = [_equal(graph, cluster, "tiles")], Costs(graph, cluster, batch)
+    stages = Stages(graph, tiles, costs, Rates(cluster, batch), most_fused=len(graph.body)).starting()
+    for stage in stages[0] if stages else ():
+        last = graph.units[stage.units.stop - 1]
         if last.opaque or last.fully_connected:
             return
-        fused = fused_before(graph, range(block.stop), by_tiles(last, [1.0] * count))
-        if fused is None:
-            return
-        yield fused
+        if set(stage.names[:-1]) <= {"fused"}:
+            yield [[box_of(row) for row in rows.tolist()] for rows in stage.boxes]
 
 
 def _fused_s(graph: Graph, cluster: Cluster, batch: int, boxes: Sequence[Sequence[Box]], done: int) -> float:

@@ -38,7 +38,7 @@ class Needs:
 
     def __init__(self, graph: Graph) -> None:
         self._units = graph.units
-        self._known: dict[tuple[int, int], dict[int, tuple[tuple[int, int], ...]]] = {}
+        self._known: dict[tuple[int, int], dict[int, tuple[tuple[int, int], ...]]] = graph.memo.setdefault("needs", {})
 
     def __call__(self, unit: int, made: np.ndarray) -> list[np.ndarray]:
         """For every input the bounds (..., 6) of what is needed of it for boxes of the unit's output (..., 6)."""

@@ -219,7 +219,10 @@ def _staging(part: Exchange, move: Move, rank: int, batch: int) -> int:
         return sum(move.wire.size((batch, *box.shape)) for each in boxes for box in each)
 
     if part.pattern == "allgatherv" and rank in part.members:
-        return copied([[part.owned[r] & held] for r in part.members], held)
+        key = held, move.wire, batch
+        if key not in part.memo:  # the same for all that have no padding around it
+            part.memo[key] = copied([[part.owned[r] & held] for r in part.members], held)
+        return int(part.memo[key])
     received, sent = (_peers(part, rank, here) for here in (1, 0))
     going = sent[: 1 if part.pattern == "bcast" else None]
     return copied(received, held) + copied(going, part.owned[rank])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +12,7 @@ from mpiconv.graph.form import Graph
 from mpiconv.graph.grouping import grouped
 from mpiconv.partition.making import make_plan, on_rank
 from mpiconv.partition.plan import FLOAT_BYTES, Plan
-from mpiconv.partition.schemes import FUSES, NO_SPLIT, ROOT, SCHEMES
+from mpiconv.partition.schemes import NO_SPLIT, ROOT, SCHEMES
 from mpiconv.planner.baselines import BASELINES
 from mpiconv.planner.cluster import Cluster
 from mpiconv.planner.estimating import estimate, scheduled
@@ -20,7 +20,7 @@ from mpiconv.planner.limits import Limits
 from mpiconv.planner.memory import peak_bytes
 from mpiconv.planner.search import Search
 from mpiconv.planner.simulation import Timeline
-from mpiconv.planner.ways import MANY, alone, first_of_each, over, speeds_of, teams
+from mpiconv.planner.ways import MANY, OF_MANY, alone, first_of_each, over, speeds_of, teams
 
 Proposals = Iterator[tuple[str, Plan]]
 """Plans, each with what it is called."""
@@ -33,6 +33,9 @@ MOST_TILTED = 24
 
 WEIGHTS = (1.0, 0.5)
 """What a second of sending counts in the search: some of it is hidden behind computing, which it does not look at."""
+
+CROWDED = ("columns", "tiles")
+"""Schemes that are left out once more, as the search takes their many messages to be as quick as few large ones."""
 
 UNLIMITED = (1.0, 4.0, 16.0)
 """Where shares go by memory: the share of a device without a limit, over that of the device with the largest."""
@@ -82,7 +85,7 @@ def named(graph: Graph, cluster: Cluster, batch: int) -> Proposals:
     heads: list[tuple[str, str | int]] = [("", "root"), (", head split", "split")]
     heads += [(f", head on {names[fastest]}", fastest)] if fastest != ROOT else []
     for scheme in SCHEMES:
-        if scheme in NO_SPLIT or (count > MANY and scheme not in ("kpm", *FUSES)):
+        if scheme in NO_SPLIT or (count > MANY and scheme not in OF_MANY):
             continue
         for words, head in heads:
             plan = make_plan(graph, (batch, *graph.input_shape), scheme, count, shares, "pool", head)
@@ -96,10 +99,17 @@ def searched(graph: Graph, cluster: Cluster, batch: int = 1) -> Proposals:
     """
     search = Search(grouped(graph, "pool", "split"), cluster, batch)
     for ranks in teams(speeds_of(search.graph, cluster, batch)):
-        for weight in WEIGHTS if len(cluster.devices) <= MANY else WEIGHTS[:1]:
-            plan = search.plan({ROOT, *ranks}, weight=weight)
+        yield from _found(search, {ROOT, *ranks})
+
+
+def _found(search: Search, ranks: Collection[int] | None = None) -> Proposals:
+    """What a search finds on some ranks: by what sending counts, with schemes that have many neighbours and without."""
+    many = len(search.cluster.devices) > MANY
+    for without in ((), CROWDED) if any(way.scheme in CROWDED for way in search.ways) else ((),):
+        for weight in WEIGHTS[:1] if many else WEIGHTS:
+            plan = search.plan(ranks, weight=weight, without=without)
             if plan is not None:
-                yield _name(plan, cluster), plan
+                yield _name(plan, search.cluster), plan
 
 
 def published(graph: Graph, cluster: Cluster, batch: int = 1) -> Proposals:
@@ -120,10 +130,10 @@ def levelled(graph: Graph, cluster: Cluster, batch: int, best: Plan) -> Proposal
     for factor in TILTS if len(cluster.devices) <= MOST_TILTED else TILTS[:1]:
         tilted = [factor * share if rank == ROOT else share for rank, share in enumerate(shares)]
         search = Search(units, cluster, batch, [*own, *over(units, tilted)])
-        found = [plan for weight in WEIGHTS if (plan := search.plan(weight=weight)) is not None]
-        yield from ((_name(plan, cluster), plan) for plan in found)
+        found = list(_found(search))
+        yield from found
         if factor == 1 and found:
-            shares = level_shares(found[0], estimate(found[0], cluster))
+            shares = level_shares(found[0][1], estimate(found[0][1], cluster))
 
 
 def level_shares(plan: Plan, timeline: Timeline) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mpiconv.partition.bounds import common, sizes
+from mpiconv.partition.bounds import common_sizes, sizes
 from mpiconv.partition.plan import FLOAT_BYTES
 from mpiconv.partition.schemes import ROOT
 from mpiconv.planner.bounds import in_turn
@@ -13,7 +13,7 @@ from mpiconv.planner.cluster import Cluster, kinds_of
 FEW = 24
 """The most ranks that are all looked at. Of more: the root, one of each kind, and others evenly between them."""
 
-AT_ONCE = 4_000_000
+AT_ONCE = 250_000
 """Pairs of ranks that are compared at a time, for the memory that this takes."""
 
 
@@ -56,10 +56,13 @@ class Rates:
         Parameters
         ----------
         own, need
-            Bounds (..., rank, 6) of what each rank has and needs of a map, broadcast against each other.
+            Bounds (..., rank, 6) of what each rank has and needs of a map, broadcast against each other. Ranks have
+            parts that do not overlap, or all the same: then whoever needs it gets it from the nearest.
         """
-        seen = self.seen
-        out = sizes(common(own[..., seen, None, :], need[..., None, :, :]))
+        seen, one = self.seen, _only_from(own)
+        out = common_sizes(own[..., seen, None, :], need[..., None, :, :])
+        if one is not None:
+            out = out * one[..., seen, :]
         out[..., np.arange(len(seen)), seen] = 0
         taken = out * self._per_element_s[seen]
         sent = taken.sum(axis=-1)
@@ -71,7 +74,9 @@ class Rates:
         everyone = len(seen) == len(self._near)
         received, far = taken.sum(axis=-2), (taken * ~self._near[seen]).sum(axis=(-1, -2)) if self._shared else None
         if not everyone:
-            into = sizes(common(own[..., :, None, :], need[..., None, seen, :]))
+            into = common_sizes(own[..., :, None, :], need[..., None, seen, :])
+            if one is not None:
+                into = into * one[..., seen]
             into[..., seen, np.arange(len(seen))] = 0
             received = (into * self._per_element_s[:, seen]).sum(axis=-2)
             far = self._all(own, need) if self._shared else None
@@ -86,7 +91,20 @@ class Rates:
     def _all(self, own: np.ndarray, need: np.ndarray) -> np.ndarray:
         """S that all of a map takes on a shared medium, for each rank what it needs and has not."""
         each = self._per_element_s.sum(axis=0) / max(len(self._near) - 1, 1)
-        return np.asarray(((sizes(need) - sizes(common(own, need))) * each).sum(axis=-1))
+        return np.asarray(((sizes(need) - common_sizes(own, need)) * each).sum(axis=-1))
+
+
+def _only_from(own: np.ndarray) -> np.ndarray | None:
+    """(..., source, target): whether a rank gets of a layout from this rank alone; None where no two have the same."""
+    has = own[..., 1] > 0
+    first = np.take_along_axis(own, has.argmax(axis=-1)[..., None, None], axis=-2)
+    alike = ((own == first).all(axis=-1) == has).all(axis=-1) & (has.sum(axis=-1) > 1)
+    if not alike.any():
+        return None
+    numbers = np.arange(own.shape[-2])
+    apart = 2 * np.abs(numbers[:, None] - numbers) + (numbers[:, None] > numbers)  # of two as near the lower
+    nearest = np.where(has[..., None], apart, 2 * len(numbers)).argmin(axis=-2)
+    return np.asarray((nearest[..., None, :] == numbers[:, None]) | ~alike[..., None, None])
 
 
 def _some(cluster: Cluster) -> np.ndarray:

@@ -91,23 +91,34 @@ class Search:
         return np.array([self._to_root(way) for way in range(len(self.ways))])
 
     def plan(
-        self, ranks: Collection[int] | None = None, *, weight: float = 1.0, price: np.ndarray | None = None
+        self,
+        ranks: Collection[int] | None = None,
+        *,
+        weight: float = 1.0,
+        price: np.ndarray | None = None,
+        without: Collection[str] = (),
     ) -> Plan | None:
         """The plan of the quickest chain of stages on these ranks, or on all; None where none leads to the end.
 
         ``weight`` is what a second of sending counts against one of computing; ``price`` (rank,) how many s a B of
-        weights counts on each rank.
+        weights counts on each rank; ``without`` are schemes that are not to be in it.
         """
-        found = self.chain(ranks, weight=weight, price=price)
+        found = self.chain(ranks, weight=weight, price=price, without=without)
         return None if found is None else self._assembled(found)
 
     def chain(
-        self, ranks: Collection[int] | None = None, *, weight: float = 1.0, price: np.ndarray | None = None
+        self,
+        ranks: Collection[int] | None = None,
+        *,
+        weight: float = 1.0,
+        price: np.ndarray | None = None,
+        without: Collection[str] = (),
     ) -> list[Stage] | None:
         """The stages of that plan."""
         if not self.blocks:
             return None
-        fine = np.array([ranks is None or set(ranks).issuperset(way.ranks) for way in self.ways])
+        within = range(len(self.cluster.devices)) if ranks is None else set(ranks)
+        fine = np.array([set(way.ranks) <= set(within) and way.scheme not in without for way in self.ways])
         count = len(self.ways)
         spent = np.full((len(self.blocks) + 1, count), np.inf)
         before = np.full((len(self.blocks) + 1, count, 3), -1)  # leg, stage, way before

@@ -95,6 +95,14 @@ def estimated_seconds(device: Device, unit: Unit, box: Box, batch: int = 1) -> f
     """
     if not box:
         return 0.0
+    known = device.memo.setdefault(unit.shape_key, {})
+    key = (*(edge for span in box.spans for edge in (span.lo, span.hi)), batch)
+    if key not in known:
+        known[key] = _estimated_seconds(device, unit, box, batch)
+    return known[key]
+
+
+def _estimated_seconds(device: Device, unit: Unit, box: Box, batch: int) -> float:
     heavy = unit.opaque or any(layer.has_kernels for layer in unit.layers)
     slower = max(FAST_GFLOP_PER_S / device.gflop_per_s["conv3x3"], 1.0)
     seconds = (CALL_S if heavy else LIGHT_CALL_S) * slower

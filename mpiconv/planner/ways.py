@@ -6,18 +6,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mpiconv.graph.form import PICTURE, Graph
-from mpiconv.partition.box import Box, hull
+from mpiconv.partition.box import Box
 from mpiconv.partition.making import on_rank
-from mpiconv.partition.receptive import needs_of
-from mpiconv.partition.schemes import FUSES, MIXED, ROOT, Boxes, boxes_of, needs_all
+from mpiconv.partition.schemes import FUSES, MIXED, ROOT, Boxes, boxes_of
 from mpiconv.planner.cluster import Cluster, kinds_of
 from mpiconv.planner.speed import unit_seconds
 
 FEW = 6
 """Up to this number of devices every number of them is tried, of more the powers of two."""
 
-MANY = 48
-"""Of more devices than this fewer plans are compared: no baselines, no grids of unequal shares, no other weights."""
+MANY, OF_MANY = 48, ("kpm", "wpm")
+"""Of more devices than this fewer plans are compared: no baselines, no other weights, and only these schemes and, where
+shares are equal, grids."""
 
 EQUAL = 1.05
 """Devices whose speeds differ by less than this factor get equal shares."""
@@ -28,13 +28,15 @@ class Way:
     """One way to split the whole network.
 
     ``names[u]`` and ``boxes[u][r]`` are for the units of the graph's body as in a plan; ``ranks`` are those that
-    compute; ``fuses``: what comes before a unit may be computed twice at the borders, so that nothing is exchanged.
+    compute; ``fuses``: what comes before a unit may be computed twice at the borders, so that nothing is exchanged;
+    ``scheme``: what splits it, none where one rank computes all.
     """
 
     names: tuple[str, ...]
     boxes: Boxes
     ranks: tuple[int, ...]
     fuses: bool = False
+    scheme: str = ""
 
 
 def blocks(graph: Graph) -> list[range]:
@@ -60,13 +62,35 @@ def ways(graph: Graph, cluster: Cluster, batch: int = 1) -> list[Way]:
 
 
 def over(graph: Graph, shares: Sequence[float]) -> list[Way]:
-    """Every scheme that can be mixed, by these shares of the ranks."""
-    ranks, found = tuple(rank for rank, share in enumerate(shares) if share), []
-    uneven_grid = len(shares) > MANY and len(set(shares) - {0.0}) > 1
-    for scheme in MIXED if not uneven_grid else (scheme for scheme in MIXED if scheme != "grid"):
-        names, boxes = boxes_of(scheme, graph, shares)
-        found.append(Way(tuple(names), boxes, ranks, scheme in FUSES))
+    """Every scheme that can be mixed, by these shares of the ranks; of those that cut alike the first alone."""
+    ranks, found = tuple(rank for rank, share in enumerate(shares) if share), list[Way]()
+    for scheme in _worthwhile(graph, shares):
+        way = among(graph, scheme, [shares[rank] for rank in ranks], ranks, len(shares))
+        if all(way.boxes != other.boxes for other in found):
+            found.append(way)
     return found
+
+
+def _worthwhile(graph: Graph, shares: Sequence[float]) -> Iterator[str]:
+    """The schemes that may be best by these shares: columns are longer borders than rows unless a picture is wide."""
+    _, rows, columns = graph.input_shape
+    equal = len(set(shares) - {0.0}) == 1
+    for scheme in MIXED:
+        if len(shares) > MANY and scheme not in OF_MANY and not (scheme == "grid" and equal):
+            continue
+        if scheme != "columns" or columns > rows:
+            yield scheme
+
+
+def among(graph: Graph, scheme: str, shares: Sequence[float], ranks: tuple[int, ...], count: int) -> Way:
+    """A scheme over some of ``count`` ranks, with a share for each of them; what is opaque stays on the root."""
+    names, parts = boxes_of(scheme, graph, shares)
+    boxes: Boxes = []
+    for unit, row in zip(graph.body, parts, strict=True):
+        boxes.append([Box()] * count)
+        for rank, box in zip((ROOT,) if unit.opaque else ranks, row, strict=False):
+            boxes[-1][rank] = box
+    return Way(tuple(names), boxes, ranks, scheme in FUSES, scheme)
 
 
 def alone(graph: Graph, rank: int, count: int) -> Way:
@@ -108,23 +132,3 @@ def teams(speeds: Sequence[float]) -> Iterator[tuple[int, ...]]:
             if ranks not in seen:
                 seen.add(ranks)
                 yield ranks
-
-
-def fused_before(graph: Graph, units: range, last: Sequence[Box]) -> Boxes | None:
-    """The boxes of some units in a row so that every rank can compute ``last``, its box of the last one, by itself.
-
-    None where a unit between needs a whole map, so that every rank would compute everything.
-    """
-    if any(graph.units[u].opaque for u in units) or any(needs_all(graph.units[u]) for u in units[1:]):
-        return None
-    boxes: Boxes = [list(last)]
-    for unit in reversed(units[:-1]):
-        readers = [j for j in graph.consumers(unit) if j in units]
-        boxes.insert(
-            0,
-            [
-                hull(need for j in readers for need in needs_of(graph.units[j], boxes[j - unit - 1][rank], unit))
-                for rank in range(len(last))
-            ],
-        )
-    return boxes
