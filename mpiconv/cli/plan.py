@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mpiconv.cli.memory_limit import add_memory_limit, check_plan
+from mpiconv.cli.objectives import add_energy_limit, add_objective
 from mpiconv.cli.options import AUTO, add_model_options, add_split_options, named, positive
 from mpiconv.errors import UsageError
 from mpiconv.words import counted
@@ -33,7 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.html",
         help="with --cluster: also write a page with the alternatives and the timeline of the best",
     )
+    add_objective(parser, "latency")
+    parser.add_argument(
+        "--pareto",
+        action="store_true",
+        help="with --cluster: also show the plans than which no other is better in latency, pictures/s, energy and the "
+        "largest memory on a device at once",
+    )
     add_memory_limit(parser)
+    add_energy_limit(parser)
     parser.add_argument("--ranks", type=positive, metavar="N", help="number of ranks (default: 2)")
     parser.add_argument("--plan", metavar="FILE", help="show this plan instead of making one")
     parser.add_argument(
@@ -48,9 +57,9 @@ def run(arguments: argparse.Namespace) -> int:
         from mpiconv.cli.plan_choice import choose
 
         return choose(arguments)
-    for name in ("root", "explain", "html"):
+    for name in ("root", "explain", "html", "objective", "pareto", "energy_limit"):
         if getattr(arguments, name):
-            raise UsageError(f"--{name} is about a cluster: give --cluster FILE.toml too")
+            raise UsageError(f"--{name.replace('_', '-')} is about a cluster: give --cluster FILE.toml too")
     from mpiconv.planner.baselines import BASELINES
 
     if arguments.scheme in (AUTO, *BASELINES) and not arguments.plan:

@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from mpiconv.cli.notes import note
+from mpiconv.cli.objectives import objective_of
 from mpiconv.cli.saving import Results
 from mpiconv.cli.setup import Job, repeats_of
 from mpiconv.cli.startup import Startup
@@ -106,9 +107,12 @@ class Running:
         cluster, trials = self.job.cluster, self.job.trials
         if cluster is None or len(trials) < 2:
             return
-        self.tried = choose(
-            self._net, trials, cluster, lambda count: list(self._run(itertools.islice(batches, count))), frames
-        )
+        objective = objective_of(self.arguments)
+
+        def run(count: int) -> list[float]:
+            return list(self._run(itertools.islice(batches, count)))
+
+        self.tried = choose(self._net, trials, cluster, run, frames, objective)
         self.job = replace(self.job, plan=self._net.plan)
         if not self._stopping.look():
             self._net.reset()
