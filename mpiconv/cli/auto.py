@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 from torch import nn
 
 from mpiconv.cli.memory_limit import asked_limits
 from mpiconv.cli.notes import note
+from mpiconv.cli.objectives import check_objective, objective_of
 from mpiconv.cli.options import AUTO
 from mpiconv.cli.wire_options import by_tolerance, check_wire_error, wires_of
 from mpiconv.errors import UsageError
@@ -22,6 +23,7 @@ from mpiconv.partition.plan import Plan, at_work
 from mpiconv.planner.baselines import BASELINES
 from mpiconv.planner.candidates import Candidate, candidates
 from mpiconv.planner.cluster import Cluster
+from mpiconv.planner.objective import LATENCY, Objective
 from mpiconv.probe.probing import probe
 from mpiconv.probe.units import UnitProbe, with_unit_times
 from mpiconv.runtime.trials import Trial, fastest, shortlist
@@ -108,6 +110,12 @@ def _check(arguments: argparse.Namespace) -> None:
     )
     if scheme != AUTO and arguments.plan_by:
         raise UsageError(f"--plan-by is for --scheme {AUTO}: leave it out, --scheme {scheme} has one plan")
+    if scheme != AUTO:
+        check_objective(arguments)
+    if arguments.plan_by == "measure" and objective_of(arguments).measured is None:
+        raise UsageError(
+            "--objective energy is by the estimate, which --plan-by measure does not time: leave --plan-by out"
+        )
 
 
 def _check_named(arguments: argparse.Namespace, ranks: int) -> None:
@@ -116,6 +124,7 @@ def _check_named(arguments: argparse.Namespace, ranks: int) -> None:
     check_wire_error(arguments, chooses=ranks == 1, otherwise=otherwise)
     if arguments.plan_by:
         raise UsageError(f"--plan-by is for --scheme {AUTO}: leave it out, or leave out what says how to split")
+    check_objective(arguments)
 
 
 def plans_to_try(
@@ -126,10 +135,11 @@ def plans_to_try(
     Raises MpiconvError where none keeps within the memory of the devices.
     """
     batch, *picture = shape
-    asked = asked_limits(arguments, len(cluster.devices))
+    asked, objective = asked_limits(arguments, len(cluster.devices)), objective_of(arguments)
     layers = trace(model, picture, batch=batch).layers
     tell = (lambda _: None) if arguments.quiet else note
-    by = arguments.plan_by or ("measure" if repeats >= ENOUGH_REPEATS else "estimate")
+    enough = repeats >= ENOUGH_REPEATS and objective.measured is not None
+    by = arguments.plan_by or ("measure" if enough else "estimate")
     wires = wires_of(arguments, measured=by == "measure")
     if by == "estimate" and arguments.wire_error is not None:
         tell(by_tolerance(arguments, wires))
@@ -138,6 +148,8 @@ def plans_to_try(
         cluster,
         batch,
         memory_limits=asked,
+        energy_limit_j=arguments.energy_limit or inf,
+        objective=objective,
         in_flight=arguments.in_flight,
         most_s=SEARCHED_S,
         wires=wires,
@@ -152,18 +164,24 @@ def as_published(name: str, model: nn.Module, shape: Sequence[int], cluster: Clu
     return BASELINES[name](trace(model, picture, batch=batch).layers, cluster, batch)
 
 
-def verdict(tried: Sequence[Trial], batch: int) -> str:
+def verdict(tried: Sequence[Trial], batch: int, objective: Objective = LATENCY) -> str:
     """What was chosen and what it gains, in a sentence or two, and the trials."""
+
+    def said(value: float) -> str:
+        return objective.said(value, batch) if objective.streams else f"{1e3 * value:.3g} ms"
+
     best, own = fastest(tried), tried[0]
     if best is None:
         return ""
-    each = "picture" if batch == 1 else "batch"
-    gain = "" if best is own else f", {own.measured_s / best.measured_s:.2f} x faster than {own.name}"
-    took = f"{1e3 * best.measured_s:.3g} ms a {each} as measured{gain}"
+    each = "" if objective.streams else f" a {'picture' if batch == 1 else 'batch'}"
+    each += " or less in nine of ten," if objective.name == "p90" else ""
+    gain = "" if best is own else f", {own.measured_s / best.measured_s:.2f} x {objective.gain} {own.name}"
+    took = f"{said(best.measured_s)}{each} as measured{gain}"
     if len(at_work(best.plan)) == 1:
         splits = [each for each in tried if each.frames and len(at_work(each.plan)) > 1]
         split = min(splits, key=lambda each: each.measured_s, default=None)
-        other = f" The fastest split tried, {split.name}, took {1e3 * split.measured_s:.3g} ms." if split else ""
+        came = "came to" if objective.streams else "took"
+        other = f" The fastest split tried, {split.name}, {came} {said(split.measured_s)}." if split else ""
         what = f"auto     do not split: {best.name}, {took}.{other}"
     else:
         what = f"auto     split: {best.name}, {took}."
@@ -171,8 +189,8 @@ def verdict(tried: Sequence[Trial], batch: int) -> str:
     rows += [
         [
             each.name,
-            f"{1e3 * each.measured_s:.3g} ms" if each.frames else "-",
-            f"{1e3 * each.estimated_s:.3g} ms",
+            said(each.measured_s) if each.frames else "-",
+            said(each.estimated_s),
             each.why or ("" if each.error is None else f"errs by {percent(each.error)}"),
         ]
         for each in tried

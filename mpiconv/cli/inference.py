@@ -17,6 +17,7 @@ from mpiconv.cli.crowding import crowded
 from mpiconv.cli.gain import gain_over_one
 from mpiconv.cli.networks import build_graph
 from mpiconv.cli.notes import note
+from mpiconv.cli.objectives import objective_of
 from mpiconv.cli.options import pace_of, settings_of
 from mpiconv.cli.running import Running
 from mpiconv.cli.saving import Results, check_outputs
@@ -205,7 +206,7 @@ def _finish(
         if right:
             print(f"accuracy {right['accuracy']:.2%} of {right['answered']} pictures ({arguments.data})")
         if running.tried:
-            print(auto.verdict(running.tried, job.plan.batch))
+            print(auto.verdict(running.tried, job.plan.batch, objective_of(arguments)))
         if not arguments.quiet:
             print(weights_moved(*_weights(net).values()))
             print(where_time_went(record))

@@ -182,10 +182,9 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--in-flight",
         type=positive,
-        default=1,
         metavar="K",
         help="batches under way at a time: one's exchange hides under another's computing; more throughput, more "
-        "latency and memory (default: %(default)s)",
+        "latency and memory (default: 1, or 4 with --objective throughput)",
     )
     group.add_argument(
         "--guard",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mpiconv.cli.memory_limit import add_memory_limit, check_plan
+from mpiconv.cli.objectives import add_energy_limit, add_objective
 from mpiconv.cli.options import AUTO, add_model_options, add_split_options, named, positive
 from mpiconv.cli.wire_options import add_wire, add_wire_error, check_wire_error
 from mpiconv.errors import UsageError
@@ -34,7 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.html",
         help="with --cluster: also write a page with the alternatives and the timeline of the best",
     )
+    add_objective(parser, "latency")
+    parser.add_argument(
+        "--pareto",
+        action="store_true",
+        help="with --cluster: also show the plans than which no other is better in latency, pictures/s, energy and the "
+        "largest memory on a device at once",
+    )
     add_memory_limit(parser)
+    add_energy_limit(parser)
     add_wire(parser, usual="that of --plan, else float32")
     add_wire_error(parser, how="with --cluster, by the formats' usual errors")
     parser.add_argument("--ranks", type=positive, metavar="N", help="number of ranks (default: 2)")
@@ -51,9 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
         from mpiconv.cli.plan_choice import choose
 
         return choose(arguments)
-    for name in ("root", "explain", "html"):
+    for name in ("root", "explain", "html", "objective", "pareto", "energy_limit"):
         if getattr(arguments, name):
-            raise UsageError(f"--{name} is about a cluster: give --cluster FILE.toml too")
+            raise UsageError(f"--{name.replace('_', '-')} is about a cluster: give --cluster FILE.toml too")
     check_wire_error(arguments, chooses=False, otherwise="give --cluster FILE.toml too, or name a format with --wire")
     from mpiconv.planner.baselines import BASELINES
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import Any
 
+from mpiconv.cli.answer import Answer
 from mpiconv.cli.memory_limit import asked_limits
 from mpiconv.cli.networks import build_outline
 from mpiconv.cli.notes import note
+from mpiconv.cli.objectives import as_data, flow_cells, objective_of, pareto_rows
 from mpiconv.cli.options import AUTO
 from mpiconv.cli.wire_options import by_tolerance, check_wire_error, wires_of
 from mpiconv.errors import UsageError
@@ -21,65 +22,22 @@ from mpiconv.partition.plan import at_work
 from mpiconv.partition.schemes import check_scheme
 from mpiconv.partition.turns import TURNS
 from mpiconv.partition.wire import FLOAT32
-from mpiconv.planner.advice import WORTH, BreakEven, alternatives, break_even, helps, lower_bound_s, rate_now
+from mpiconv.planner.advice import WORTH, alternatives, rate_now
 from mpiconv.planner.baselines import BASELINES
-from mpiconv.planner.candidates import Candidate, candidates
+from mpiconv.planner.candidates import candidates
 from mpiconv.planner.cluster import Cluster
-from mpiconv.planner.energy import joules
 from mpiconv.planner.estimating import estimate
 from mpiconv.planner.proposals import names_of, undivided
 from mpiconv.text import align, to_json
 from mpiconv.words import counted, did_you_mean, seconds
 
-SHOWN = 8
 NOTES = (
-    "pictures/s: with several in flight. most memory: on any one device. energy: above idle, of all devices together.",
+    "pictures/s: with several batches in flight; <: at most, not simulated (--objective throughput does, or --pareto).",
+    "most memory: on any one device. energy: above idle, of all devices together.",
     "first start: until the weights are where they are needed; later starts have them from the weight cache.",
 )
 
 NOT_ASKED = ("scheme", "shares", "offload", "gather", "head", "ranks", "plan")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A network, a cluster and the plans for it, the best first; what follows is worked out when it is asked for."""
-
-    path: str
-    graph: Graph
-    cluster: Cluster
-    found: Sequence[Candidate]
-    batch: int = 1
-    about_wires: str = ""
-
-    @property
-    def best(self) -> Candidate:
-        """The plan with the least latency."""
-        return self.found[0]
-
-    @cached_property
-    def own(self) -> Candidate | None:
-        """All on device 0."""
-        return next((each for each in self.found if at_work(each.plan) == [0] and not each.divided), None)
-
-    @cached_property
-    def shown(self) -> list[Candidate]:
-        """The fastest plans, and every one that leaves all to one device."""
-        return [each for i, each in enumerate(self.found) if i < SHOWN or each.name.startswith("all on")]
-
-    @cached_property
-    def break_even(self) -> BreakEven | None:
-        """From which link rate on splitting pays."""
-        return break_even(self.graph, self.cluster, self.found, self.batch)
-
-    @cached_property
-    def helps(self) -> list[tuple[str, float]]:
-        """What some changes of the cluster would come to."""
-        return helps(self.graph, self.cluster, self.best.latency_s, self.batch, self.best.plan.wire)
-
-    @cached_property
-    def lower_bound_s(self) -> float:
-        """S below which no split comes."""
-        return lower_bound_s(self.graph, self.cluster, self.batch)
 
 
 def choose(arguments: argparse.Namespace) -> int:
@@ -117,9 +75,10 @@ def _check(arguments: argparse.Namespace) -> None:
 def _show_baseline(arguments: argparse.Namespace) -> int:
     """Print what a baseline takes and its plan, estimated; save the plan if that is asked for."""
     name = arguments.scheme
-    for option in ("explain", "html"):
+    for option in ("explain", "html", "objective", "pareto", "energy_limit"):
         if getattr(arguments, option):
-            raise UsageError(f"--{option} is about the best plan: leave it out, or leave out --scheme {name}")
+            words = option.replace("_", "-")
+            raise UsageError(f"--{words} is about the best plan: leave it out, or leave out --scheme {name}")
     graph, cluster, batch = _asked(arguments)
     plan = replace(BASELINES[name](graph, cluster, batch), wire=arguments.wire or FLOAT32.name)
     takes = estimate(plan, cluster).latency_s
@@ -153,10 +112,21 @@ def _asked(arguments: argparse.Namespace) -> tuple[Graph, Cluster, int]:
 def find(arguments: argparse.Namespace) -> Answer:
     """Look for plans for the network and the cluster that the options name."""
     graph, cluster, batch = _asked(arguments)
-    limits = asked_limits(arguments, len(cluster.devices))
+    limits, objective = asked_limits(arguments, len(cluster.devices)), objective_of(arguments)
     wires = wires_of(arguments, measured=False)
-    found = candidates(graph, cluster, batch, memory_limits=limits, wires=wires, tell=note)
-    return Answer(arguments.cluster, graph, cluster, found, batch, by_tolerance(arguments, wires))
+    found = candidates(
+        graph,
+        cluster,
+        batch,
+        memory_limits=limits,
+        energy_limit_j=arguments.energy_limit or math.inf,
+        objective=objective,
+        front=arguments.pareto,
+        wires=wires,
+        tell=note,
+    )
+    about_wires = by_tolerance(arguments, wires)
+    return Answer(arguments.cluster, graph, cluster, found, batch, objective, arguments.pareto, about_wires)
 
 
 def _write_page(answer: Answer, path: str) -> None:
@@ -165,10 +135,11 @@ def _write_page(answer: Answer, path: str) -> None:
 
     units = answer.best.plan.graph.unit_names
     plans, per_unit = rows_of(answer), unit_rows(answer)
-    words = [sentence(answer), *advice(answer)]
+    words = [sentence(answer), *(advice(answer) if answer.timed else [])]
     title = f"{answer.graph.model} on {answer.path}"
     stamps, names = answer.best.timeline.stamps_s, names_of(answer.cluster)
-    write_plan_page(path, title, words, plans, per_unit, stamps, units, names)
+    best = pareto_rows(answer.pareto, answer.cluster, names)
+    write_plan_page(path, title, words, plans, per_unit, stamps, units, names, best)
 
 
 def unit_rows(answer: Answer) -> list[dict[str, str]]:
@@ -205,32 +176,38 @@ def _text(answer: Answer, arguments: argparse.Namespace) -> list[str]:
     lines = [sentence(answer), f"Estimated from {answer.path}, not measured."]
     lines += [f"{answer.about_wires}."] if answer.about_wires else []
     lines += ["", *table(answer), *NOTES, ""]
-    return [*lines, *advice(answer), "", *_next(arguments, answer.cluster, "the first")]
+    if answer.pareto:
+        rows = pareto_rows(answer.pareto, answer.cluster, names_of(answer.cluster))
+        lines += [*align([list(rows[0]), *(list(row.values()) for row in rows)]), ""]
+    more = [*advice(answer), ""] if answer.timed else []
+    return [*lines, *more, *_next(arguments, answer.cluster, "the first", answer.in_flight)]
 
 
-def _next(arguments: argparse.Namespace, cluster: Cluster, what: str) -> list[str]:
+def _next(arguments: argparse.Namespace, cluster: Cluster, what: str, options: str = "") -> list[str]:
     """How the plan is run, or saved."""
     if not arguments.save:
         return [f"--save FILE.json writes {what} as a plan, for mpiconv run --plan FILE.json"]
     words = f"mpirun --hostfile FILE -n {len(cluster.devices)} mpiconv run --model {arguments.model}"
     hosts = ", ".join(dict.fromkeys(device.host for device in cluster.devices))
-    return [f"{words} --plan {arguments.save} --check", f"    runs it; hosts in FILE, in this order: {hosts}"]
+    return [f"{words} --plan {arguments.save}{options} --check", f"    runs it; hosts in FILE, in this order: {hosts}"]
 
 
 def sentence(answer: Answer) -> str:
     """What to do and what it gains over device 0 alone, in a few sentences."""
     best, own, names = answer.best, answer.own, names_of(answer.cluster)
-    takes = f"{seconds(best.latency_s)} a {'picture' if answer.batch == 1 else 'batch'}"
+    takes = f"{answer.said(best)} with{answer.in_flight}" if answer.in_flight else answer.said(best)
     gain = ""
     if own is not None and own is not best:
-        gain = f", {own.latency_s / best.latency_s:.1f} x faster than {names[0]} alone"
+        gain = f", {answer.times_better(own):.1f} x {answer.objective.gain} {names[0]} alone"
     if best.divided:
         what = f"Split it: {best.name}, over {counted(len(at_work(best.plan)), 'device')}, {takes}{gain}."
     else:
         split = next((each for each in answer.found if each.divided), None)
-        other = f" The fastest split, {split.name}, takes {seconds(split.latency_s)}." if split is not None else ""
-        what = f"Do not split: run it {best.name}, {takes}{gain}.{other}"
-    return f"{what} {_break_even(answer)}".rstrip()
+        words = ("fastest", "takes") if answer.timed else ("best", "comes to")
+        other = f" The {words[0]} split, {split.name}, {words[1]} {answer.said(split)}." if split is not None else ""
+        pipeline = answer.objective.streams and len(at_work(best.plan)) > 1
+        what = f"{'Make it a pipeline:' if pipeline else 'Do not split: run it'} {best.name}, {takes}{gain}.{other}"
+    return f"{what} {_break_even(answer) if answer.timed else ''}".rstrip()
 
 
 def _break_even(answer: Answer) -> str:
@@ -265,12 +242,12 @@ def rows_of(answer: Answer) -> list[dict[str, str]]:
     """The table of the plans, a row for each: column by column what is shown."""
     rows, names = [], names_of(answer.cluster)
     for each in answer.shown:
-        energy = joules(each.plan, each.timeline, answer.cluster)
+        energy = each.joules(answer.cluster)
         rows.append(
             {
                 "plan": each.name,
                 "latency": seconds(each.latency_s),
-                "pictures/s": f"{each.pictures_per_s(answer.cluster):.3g}",
+                **flow_cells(each, answer.cluster, streams=answer.streams),
                 "moved MB": f"{each.bytes_moved / 1e6:.2f}",
                 "most memory MB": f"{each.most_memory[1] / 1e6:.0f} on {names[each.most_memory[0]]}",
                 "energy J": "-" if energy is None else f"{sum(energy):.3g}",
@@ -325,7 +302,9 @@ def as_dict(answer: Answer) -> dict[str, Any]:
         "cluster": str(answer.path),
         "devices": names_of(answer.cluster),
         "sentence": sentence(answer),
+        "objective": answer.objective.name,
         "best": answer.best.name,
+        "pareto": [each.name for each in answer.pareto],
         "lower_bound_s": answer.lower_bound_s,
         "break_even": None
         if found is None
@@ -340,11 +319,10 @@ def as_dict(answer: Answer) -> dict[str, Any]:
                 "name": each.name,
                 "wire": each.plan.wire,
                 "latency_s": each.latency_s,
-                "pictures_per_s": each.pictures_per_s(answer.cluster),
                 "bytes_moved": each.bytes_moved,
                 "weight_bytes": each.weight_bytes,
                 "memory_bytes": [one.peak_bytes for one in each.memory],
-                "energy_j": joules(each.plan, each.timeline, answer.cluster),
+                **as_data(each, answer.cluster),
                 "first_start_s": each.first_start_s(answer.cluster),
                 "splits": each.divided,
                 "devices": at_work(each.plan),

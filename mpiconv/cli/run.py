@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mpiconv.cli.memory_limit import add_memory_limit
+from mpiconv.cli.objectives import add_energy_limit, add_objective, settle_in_flight
 from mpiconv.cli.options import (
     Every,
     above_zero_to_one,
@@ -73,7 +74,9 @@ def _add_planning(parser: argparse.ArgumentParser) -> None:
         "pictures each, whose answers count but not their times, and keep the fastest (default: measure, estimate with "
         "fewer than 20 repeats)",
     )
+    add_objective(planning, "latency; throughput with --in-flight 2 or more")
     add_memory_limit(planning)
+    add_energy_limit(planning)
     add_wire_error(
         planning, how="as measured on some of the pictures; by the formats' usual errors with --plan-by estimate"
     )
@@ -149,6 +152,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Infer, measure, check, write, print; collective. Exit status 0, or 1 if the check fails."""
+    settle_in_flight(arguments)
     caught = catch_signals(at_once=True)  # before the seconds that the imports take
     from mpiconv.cli.inference import infer  # torch and MPI only now, so that --help is quick
 

@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from mpiconv.cli.notes import note
+from mpiconv.cli.objectives import objective_of
 from mpiconv.cli.saving import Results
 from mpiconv.cli.setup import Job, repeats_of
 from mpiconv.cli.startup import Startup
@@ -113,7 +114,7 @@ class Running:
             return list(self._run(exact.asking(itertools.islice(batches, count)), exact.answered))
 
         limit = None if most is None else Limit(most, exact.errs)
-        self.tried = choose(self._net, trials, cluster, run, frames, limit)
+        self.tried = choose(self._net, trials, cluster, run, frames, objective_of(self.arguments), limit)
         self.job = replace(self.job, plan=self._net.plan)
         if not self._stopping.look():
             self._net.reset()

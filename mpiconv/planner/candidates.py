@@ -1,4 +1,4 @@
-"""Plans to choose from for a network on a cluster, the fastest by the simulation first. Pure."""
+"""Plans to choose from for a network on a cluster, the best by the simulation first. Pure."""
 
 from __future__ import annotations
 
@@ -18,11 +18,19 @@ from mpiconv.partition.schemes import ROOT
 from mpiconv.partition.wire import FLOAT32, WIRES
 from mpiconv.planner.cluster import Cluster
 from mpiconv.planner.coding import in_format, priced
+from mpiconv.planner.energy import joules
 from mpiconv.planner.estimating import scheduled, with_threads
-from mpiconv.planner.limits import Limits, limits_for
+from mpiconv.planner.limits import Limits, energy_refusal, limits_for
 from mpiconv.planner.memory import Memory, peak_bytes
+from mpiconv.planner.objective import LATENCY, OBJECTIVES, Objective
+from mpiconv.planner.pipelines import pipelined
 from mpiconv.planner.proposals import Proposals, levelled, lighter, named, names_of, published, searched, undivided
 from mpiconv.planner.simulation import Timeline, simulate
+from mpiconv.planner.throughput import DEPTHS, Flow, flow, pictures_per_s_at_most
+from mpiconv.planner.ways import MANY
+
+FLOWING = 8
+"""Plans whose flow is simulated at least where that is wanted; and more until no other can have more pictures/s."""
 
 AGAIN = 12
 """So many of the best plans are simulated once more in every other number format."""
@@ -30,12 +38,17 @@ AGAIN = 12
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan with what it is called, how a frame goes by it as simulated, and what memory each rank needs for it."""
+    """A plan with what it is called, how a frame goes by it as simulated, and what memory each rank needs for it.
+
+    ``flow`` is what comes out with several batches in flight, where that was simulated; ``memory`` is then for as many
+    where that is the objective.
+    """
 
     name: str
     plan: Plan
     timeline: Timeline
     memory: tuple[Memory, ...] = ()
+    flow: Flow | None = None
 
     @property
     def latency_s(self) -> float:
@@ -59,22 +72,14 @@ class Candidate:
         return [sum(self.plan.weight_bytes(unit, rank) for unit in units) for rank in range(self.plan.ranks)]
 
     def pictures_per_s(self, cluster: Cluster) -> float:
-        """Pictures/s with several batches in flight: what is busy longest, a device or a link, is always busy."""
-        busy_s = max(float(self.timeline.compute_s.max()), self._sending_s(cluster))
-        return self.plan.batch / min(busy_s, self.latency_s)
+        """Pictures/s with several batches in flight, as simulated; where that was not done, what it cannot exceed."""
+        if self.flow is not None:
+            return self.flow.pictures_per_s
+        return pictures_per_s_at_most(self.plan, self.timeline, cluster)
 
-    def _sending_s(self, cluster: Cluster) -> float:
-        """S per batch in which the busiest end of a link carries messages, or the medium where all share one."""
-        hosts = [device.host for device in cluster.devices]
-        out, into = [0.0] * self.plan.ranks, [0.0] * self.plan.ranks
-        for number, spread in self.plan.exchanges.items():
-            ends = spread.table[:, :2].tolist()
-            for (source, target), size in zip(ends, self.plan.payloads[number].each.tolist(), strict=True):
-                if hosts[source] != hosts[target]:
-                    seconds = size / cluster.link(source, target).beta_bytes_per_s
-                    out[source] += seconds
-                    into[target] += seconds
-        return sum(out) if cluster.medium == "shared" else max(*out, *into)
+    def joules(self, cluster: Cluster) -> list[float] | None:
+        """J above idle per batch and device, one batch at a time; None where it is not known what devices draw."""
+        return joules(self.plan, self.timeline, cluster)
 
     def first_start_s(self, cluster: Cluster) -> float:
         """S in which the weights come to the devices at the first start, from the root one after the other."""
@@ -103,13 +108,16 @@ def candidates(
     batch: int = 1,
     *,
     memory_limits: Sequence[float | None] | None = None,
-    in_flight: int = 1,
+    energy_limit_j: float = math.inf,
+    objective: Objective = LATENCY,
+    front: bool = False,
+    in_flight: int | None = None,
     search: bool = True,
     most_s: float = math.inf,
     wires: Sequence[str] = (FLOAT32.name,),
     tell: Callable[[str], object] = lambda _: None,
 ) -> list[Candidate]:
-    """All plans to choose from, the fastest by the simulation first; only those for which every device has the memory.
+    """All plans to choose from, the best by the simulation first; only those for which every device has the memory.
 
     Parameters
     ----------
@@ -121,8 +129,14 @@ def candidates(
         N, the number of pictures that travel together.
     memory_limits
         The most B that each rank may take for the network, None for what its device's memory allows.
+    energy_limit_j
+        The most J above idle that a picture may take on all devices together.
+    objective
+        What the best is best in.
+    front
+        Whether plans that are best in something else are wanted too, for ``pareto``.
     in_flight
-        How many batches are under way at a time.
+        How many batches are under way at a time. None: one, or where throughput is wanted as many as that takes.
     search
         Whether those are among them that a search finds, or a baseline; these take longest.
     most_s
@@ -131,31 +145,75 @@ def candidates(
         Number formats of messages to choose from: all plans are made for the first, the best of them and some that are
         searched for for each other.
     tell
-        Called with a sentence where no split keeps within ``memory_limits``, so that one device does all.
+        Called with a sentence where no split keeps within the limits that were asked for, so that one device does all.
 
     Raises
     ------
     MpiconvError
-        No plan keeps within the memory; the device, the limit and the nearest plan are named.
+        No plan keeps within the memory, or the energy; the limit and the nearest plan are named.
+    UsageError
+        Energy matters and of some device it is not known what it draws.
     """
     limits = limits_for(cluster, names_of(cluster), memory_limits)
-    sifted = _Sifted(cluster, limits, in_flight, perf_counter() + most_s)
-    on = priced(cluster, WIRES[wires[0]])
-    for propose in (undivided, *((searched,) if search else ()), named, *((published,) if search else ())):
-        sifted.add(propose(graph, on, batch), wires[0])
-    if search and (splits := [each for each in sifted.found if each.divided]):
-        sifted.add(levelled(graph, on, batch, min(splits, key=lambda each: each.latency_s).plan), wires[0])
-    if sifted.left_out:
-        sifted.add(lighter(graph, on, batch, limits), wires[0])
+    end_s, streams = perf_counter() + most_s, objective.streams or front
+    sifted = _Sifted(cluster, limits, energy_limit_j, in_flight or 1, end_s)
+    _propose(sifted, graph, priced(cluster, WIRES[wires[0]]), batch, wires[0], search=search, streams=streams)
     sifted.add_formats(graph, batch, wires[1:], search=search)
-    found, left_out = sifted.found, sifted.left_out
-    if not found:
-        raise MpiconvError(_refusal(f"no plan for {graph.model}", left_out, limits))
-    without = [each for each in left_out if each.divided]
-    if memory_limits is not None and without and not any(each.divided for each in found):
-        tell(_refusal(f"no split of {graph.model}", without, limits))
-    found.sort(key=lambda candidate: candidate.latency_s)
+    found = sifted.kept(graph.model, tell if memory_limits is not None or energy_limit_j < math.inf else None)
+    if streams and len(cluster.devices) <= MANY:
+        found = Flowing(cluster, in_flight, limits if objective.streams else None, end_s, every=front).of(found)
+    found.sort(key=lambda each: (objective.streams and each.flow is None, objective.value(each, cluster)))
     return [_told_apart(candidate, found[:number]) for number, candidate in enumerate(found)]
+
+
+def _propose(sifted: _Sifted, graph: Graph, on: Cluster, batch: int, wire: str, *, search: bool, streams: bool) -> None:
+    """Look at all proposals in turn, in a number format for which ``on`` is priced; ``streams``: at pipelines too."""
+    pipelines = (pipelined,) if streams else ()
+    for propose in (undivided, *pipelines, *((searched,) if search else ()), named, *((published,) if search else ())):
+        sifted.add(propose(graph, on, batch), wire)
+    if search and (splits := [each for each in sifted.found if each.divided]):
+        sifted.add(levelled(graph, on, batch, min(splits, key=lambda each: each.latency_s).plan), wire)
+    if sifted.left_out:
+        sifted.add(lighter(graph, on, batch, sifted.limits), wire)
+
+
+@dataclass(frozen=True)
+class Flowing:
+    """Simulates the pictures/s of plans with several batches in flight: ``in_flight``, or as many as it takes.
+
+    With ``limits`` no more than every rank has the memory for, and a plan's memory is for as many. ``every``: of all
+    plans, not only of those that may have the most.
+    """
+
+    cluster: Cluster
+    in_flight: int | None = None
+    limits: Limits | None = None
+    end_s: float = math.inf
+    every: bool = False
+
+    def of(self, found: Sequence[Candidate]) -> list[Candidate]:
+        """The plans with their flow: those that may have the most pictures/s, and all on one device.
+
+        After ``end_s`` of two at least.
+        """
+        waiting = sorted(found, key=lambda each: -each.pictures_per_s(self.cluster))
+        done: list[Candidate] = []
+        most = 0.0
+        for each in waiting:
+            late = len(done) > 1 and perf_counter() > self.end_s
+            worth = self.every or len(done) < FLOWING or each.pictures_per_s(self.cluster) > most
+            done.append(self.one(each) if not late and (worth or len(at_work(each.plan)) == 1) else each)
+            most = max(most, done[-1].flow.pictures_per_s if done[-1].flow else 0.0)
+        return done
+
+    def one(self, candidate: Candidate) -> Candidate:
+        """A plan with its flow."""
+        carried, limits = scheduled(candidate.plan, self.cluster), self.limits
+        memory = {depth: tuple(peak_bytes(carried, in_flight=depth)) for depth in (DEPTHS if limits else ())}
+        fits = [depth for depth, needed in memory.items() if limits and limits.broken(needed) is None]
+        most = max(fits, default=1) if limits else DEPTHS[-1]
+        found = flow(carried, with_threads(candidate.plan, self.cluster), self.in_flight, most)
+        return replace(candidate, flow=found, memory=memory.get(found.in_flight, candidate.memory))
 
 
 class _Sifted:
@@ -164,10 +222,13 @@ class _Sifted:
     What comes after ``end_s`` is left out, once there is something.
     """
 
-    def __init__(self, cluster: Cluster, limits: Limits, in_flight: int, end_s: float) -> None:
-        self._cluster, self._limits, self._in_flight, self._end_s = cluster, limits, in_flight, end_s
+    def __init__(self, cluster: Cluster, limits: Limits, most_j: float, in_flight: int, end_s: float) -> None:
+        """``most_j`` is the most J that a picture may take."""
+        self._cluster, self.limits, self._most_j, self._in_flight = cluster, limits, most_j, in_flight
+        self._end_s = end_s
         self.found: list[Candidate] = []
-        self.left_out: list[Candidate] = []
+        self.left_out: list[Candidate] = []  # they need too much memory
+        self.dear: list[Candidate] = []  # they have the memory, and take too much energy
         self._seen: set[Any] = set()
 
     def add_formats(self, graph: Graph, batch: int, wires: Sequence[str], *, search: bool) -> None:
@@ -192,15 +253,38 @@ class _Sifted:
                 continue
             self._seen.add(made)
             candidate = _candidate(name, plan, self._cluster, self._in_flight)
-            (self.found if self._limits.broken(candidate.memory) is None else self.left_out).append(candidate)
+            self._kind(candidate).append(candidate)
             if self.found and not name.startswith(whole) and perf_counter() > self._end_s:
                 return
 
+    def kept(self, model: str, tell: Callable[[str], object] | None) -> list[Candidate]:
+        """The plans that keep within the limits; ``tell`` is told where no split does.
 
-def _refusal(what: str, left_out: Sequence[Candidate], limits: Limits) -> str:
-    """The sentence on plans that all break a limit: which, and by how much at least."""
-    nearest = min(left_out, key=lambda each: limits.ratio(each.memory))
-    return limits.refusal(what, f"the nearest, {nearest.name},", nearest.memory)
+        Raises MpiconvError where none does.
+        """
+        if not self.found:
+            raise MpiconvError(self._refusal(f"no plan for {model}"))
+        refused = any(each.divided for each in self.left_out + self.dear)
+        if tell is not None and refused and not any(each.divided for each in self.found):
+            tell(self._refusal(f"no split of {model}", divided=True))
+        return self.found
+
+    def _refusal(self, what: str, *, divided: bool = False) -> str:
+        """The sentence on plans, or only on those that split something, that all break a limit: which, by how much."""
+        heavy, dear = ([each for each in some if each.divided or not divided] for some in (self.left_out, self.dear))
+        if dear:
+            joules_j, nearest = min(((self._joules(each), each) for each in dear), key=lambda pair: pair[0])
+            return energy_refusal(what, nearest.name, joules_j, self._most_j)
+        nearest = min(heavy, key=lambda each: self.limits.ratio(each.memory))
+        return self.limits.refusal(what, f"the nearest, {nearest.name},", nearest.memory)
+
+    def _kind(self, candidate: Candidate) -> list[Candidate]:
+        if self.limits.broken(candidate.memory) is not None:
+            return self.left_out
+        return self.dear if self._most_j < math.inf and self._joules(candidate) > self._most_j else self.found
+
+    def _joules(self, candidate: Candidate) -> float:
+        return OBJECTIVES["energy"].value(candidate, self._cluster) / candidate.plan.batch
 
 
 def _candidate(name: str, plan: Plan, cluster: Cluster, in_flight: int) -> Candidate:

@@ -1,4 +1,4 @@
-"""Limits on the memory that a plan may take on each device, and what to say where no plan keeps within them. Pure."""
+"""Limits on the memory and energy that a plan may take, and what to say where no plan keeps within them. Pure."""
 
 from __future__ import annotations
 
@@ -74,6 +74,14 @@ def check_limits(limits: Limits, memories: Sequence[Memory], what: str) -> None:
             f"{sized(limits.most_bytes[rank])}: take more ranks, other shares, or --scheme auto, which looks for a "
             "plan that fits"
         )
+
+
+def energy_refusal(what: str, name: str, joules: float, most_j: float) -> str:
+    """The sentence on a plan called ``name`` that takes more J than a picture may, of all for ``what`` the nearest."""
+    return (
+        f"{what} keeps within the energy limit of {most_j:.3g} J a picture: the nearest, {name}, takes {joules:.3g} J, "
+        f"{joules - most_j:.3g} J more"
+    )
 
 
 def sized(number: float) -> str:

@@ -14,6 +14,7 @@ class Links:
     """
 
     def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
         devices, count = cluster.devices, len(cluster.devices)
         numbers = {host: number for number, host in enumerate(dict.fromkeys(device.host for device in devices))}
         hosts = np.array([numbers[device.host] for device in devices])

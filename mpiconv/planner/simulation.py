@@ -1,13 +1,14 @@
-"""A frame on a cluster, simulated: a clock for every rank, and messages between them. Pure."""
+"""Frames on a cluster, simulated: a clock for every rank, and messages between them. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from heapq import heappush, heapreplace
+from heapq import heappop, heappush, heapreplace
 
 import numpy as np
 
+from mpiconv.graph.form import PICTURE
 from mpiconv.partition.box import Box
 from mpiconv.partition.exchange import Block, Exchange
 from mpiconv.partition.schedule import Schedule
@@ -23,6 +24,10 @@ IN_ROUNDS = ("allgatherv", "p2p")
 
 EAGER_BYTES = 2**16
 """A message up to this size leaves at once; the sender of a larger one waits until it has arrived."""
+
+
+Exchanged = Callable[[Exchange, np.ndarray, Links, int, Wire], tuple[np.ndarray, np.ndarray]]
+"""When every rank has received its part of a map and when what it sends has left, from when each is ready for it."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +74,9 @@ def simulate(schedule: Schedule, cluster: Cluster, *, multicast: bool = False) -
     stamps = np.zeros((plan.ranks, len(plan.graph.units), 3))
     for index in range(len(plan.graph.units)):
         stamps[:, index, 0] = now
-        began = now.copy()
-        for source in plan.incoming(index):
-            move = schedule.moves[source]
-            for number, part in enumerate(move.parts):
-                encode_s, decode_s = coding_s(part, move.wire, cluster, plan.batch)
-                ready = (made[source][number] if len(move.parts) > 1 else began) + encode_s
-                arrived, sent = exchanged(part, ready, links, plan.batch, move.wire)
-                now = np.maximum.reduce([now, np.where(encode_s, ready, 0.0), arrived + decode_s, sent])
+        now = _received(schedule, index, now, made, links, exchanged)
         stamps[:, index, 1] = now
-        boxes = schedule.pieces[index] if index < len(plan.boxes) else (plan.owned[index],)
+        boxes = _boxes(schedule, index)
         ends = np.empty((len(boxes), plan.ranks))
         for number, piece in enumerate(boxes):
             now = now + computing.seconds(index, piece)
@@ -87,6 +85,145 @@ def simulate(schedule: Schedule, cluster: Cluster, *, multicast: bool = False) -
             made[index] = ends
         stamps[:, index, 2] = now
     return Timeline(stamps)
+
+
+def simulate_stream(schedule: Schedule, cluster: Cluster, in_flight: int, frames: int) -> np.ndarray:
+    """How frames go by a schedule one behind the other, ``in_flight`` of them under way at a time.
+
+    A rank that has what it needs for some frame computes: a new frame first, to have its picture on the way, then the
+    oldest; it goes on with that frame until it has to wait for others. The next frame comes in once one is through, or,
+    where its picture is sent in messages, once only the last unit of that one is left.
+
+    Returns
+    -------
+    numpy.ndarray
+        (frame, rank, unit, 3): as a ``Timeline``'s, in s from the start of the first frame.
+    """
+    return _Stream(schedule, cluster, in_flight, frames).run()
+
+
+class _Stream:
+    """Frames under way at once.
+
+    Between exchanges lie runs of units that every rank computes without waiting. Events are in order of time: the
+    exchange before a run, once all ranks have come to it; and a rank that computes its part of a run.
+    """
+
+    def __init__(self, schedule: Schedule, cluster: Cluster, in_flight: int, frames: int) -> None:
+        self._schedule, self._plan, self._in_flight = schedule, schedule.plan, in_flight
+        units, ranks = len(self._plan.graph.units), self._plan.ranks
+        self._links, computing = Links(cluster), _Computing(schedule, cluster)
+        starts = [unit for unit in range(units) if unit == 0 or _exchanges(schedule, unit)]
+        self._runs = [range(a, b) for a, b in zip(starts, [*starts[1:], units], strict=True)]
+        self._takes_s = [np.array([computing.seconds(u, part) for part in _boxes(schedule, u)]) for u in range(units)]
+        self._works = [sum(self._takes_s[u].sum(axis=0) for u in run) > 0 for run in self._runs]
+        picture = schedule.moves.get(PICTURE)
+        sends = picture is not None and picture.medium == "messages" and len(picture.exchange.table) > 0
+        self._early = in_flight > 1 and sends
+        self._free_s = [0.0] * ranks
+        self._stamps = np.zeros((frames, ranks, units, 3))
+        self._reached = np.zeros((frames, ranks))  # when each rank was through with all that it has begun of a frame
+        self._made: list[dict[int, np.ndarray]] = [{} for _ in range(frames)]
+        self._left = [0] * frames
+        self._events: list[tuple[float, int, int, int, int]] = []  # time, order at that time, frame, run, rank
+
+    def run(self) -> np.ndarray:
+        """All frames from start to end."""
+        for frame in range(min(self._in_flight, len(self._stamps))):
+            self._come_to(frame, 0)
+        while self._events:
+            now, order, frame, run, rank = heappop(self._events)
+            if order == 0:
+                self._exchange(frame, run)
+            elif self._free_s[rank] > now:
+                self._can_compute(self._free_s[rank], frame, run, rank)
+            else:
+                self._compute(frame, run, rank, now)
+        return self._stamps
+
+    def _come_to(self, frame: int, run: int) -> None:
+        heappush(self._events, (float(self._reached[frame].max()), 0, frame, run, -1))
+
+    def _can_compute(self, when: float, frame: int, run: int, rank: int) -> None:
+        heappush(self._events, (when, 1 if run == 0 else 2, frame, run, rank))
+
+    def _exchange(self, frame: int, run: int) -> None:
+        """Every rank gets what it needs for a run of units; those that compute something of it can begin then."""
+        units, reached, works = self._runs[run], self._reached[frame], self._works[run]
+        stamps = self._stamps[frame]
+        stamps[:, units.start, 0] = reached
+        made = self._made[frame]
+        now = _received(self._schedule, units.start, reached.copy(), made, self._links, _exchanged)
+        stamps[:, units.start, 1:] = now[:, None]
+        stamps[:, units.start + 1 : units.stop] = now[:, None, None]
+        made |= {u: np.tile(now, (len(self._takes_s[u]), 1)) for u in units if len(self._takes_s[u]) > 1}
+        self._reached[frame] = now
+        self._left[frame] = int(works.sum())
+        for rank in np.flatnonzero(works).tolist():
+            self._can_compute(float(now[rank]), frame, run, rank)
+        if not self._left[frame]:
+            self._through(frame, run)
+
+    def _compute(self, frame: int, run: int, rank: int, now: float) -> None:
+        """A rank computes its part of a run."""
+        stamps = self._stamps[frame, rank]
+        units = self._runs[run]
+        for unit in units:
+            if unit > units.start:
+                stamps[unit, 0] = now
+            stamps[unit, 1] = now
+            for number, taken in enumerate(self._takes_s[unit][:, rank].tolist()):
+                now += taken
+                if unit in self._made[frame]:
+                    self._made[frame][unit][number, rank] = now
+            stamps[unit, 2] = now
+        self._free_s[rank] = self._reached[frame, rank] = now
+        self._left[frame] -= 1
+        if not self._left[frame]:
+            self._through(frame, run)
+
+    def _through(self, frame: int, run: int) -> None:
+        """All ranks have computed their parts of a run: on to the next one, or the next frame comes in."""
+        following = frame + self._in_flight
+        if run + 1 < len(self._runs):
+            self._come_to(frame, run + 1)
+        elif following < len(self._stamps):
+            self._reached[following] = self._reached[frame]
+            self._reached[following, ROOT] = self._stamps[frame, ROOT, -1, 1 if self._early else 2]
+            self._come_to(following, 0)
+
+
+def _received(
+    schedule: Schedule,
+    index: int,
+    began: np.ndarray,
+    made: Mapping[int, np.ndarray],
+    links: Links,
+    exchanged: Exchanged,
+) -> np.ndarray:
+    """(rank,): when every rank has what it needs for a unit and has sent what others do, having come to it at a time.
+
+    ``made`` has of a map in pieces when each of them was computed (piece, rank).
+    """
+    now, batch = began, schedule.plan.batch
+    for source in schedule.plan.incoming(index):
+        move = schedule.moves[source]
+        for number, part in enumerate(move.parts):
+            encode_s, decode_s = coding_s(part, move.wire, links.cluster, batch)
+            ready = (made[source][number] if len(move.parts) > 1 else began) + encode_s
+            arrived, sent = exchanged(part, ready, links, batch, move.wire)
+            now = np.maximum.reduce([now, np.where(encode_s, ready, 0.0), arrived + decode_s, sent])
+    return now
+
+
+def _exchanges(schedule: Schedule, index: int) -> bool:
+    """Whether anything changes hands before a unit."""
+    return any(len(schedule.moves[source].exchange.table) for source in schedule.plan.incoming(index))
+
+
+def _boxes(schedule: Schedule, index: int) -> Sequence[Sequence[Box]]:
+    """The boxes of a unit that every rank computes, piece after piece."""
+    return schedule.pieces[index] if index < len(schedule.plan.boxes) else (schedule.plan.owned[index],)
 
 
 class _Computing:

@@ -15,6 +15,7 @@ from mpiconv.partition.turns import AnyPlan
 from mpiconv.partition.wire import WIRES
 from mpiconv.planner.candidates import Candidate
 from mpiconv.planner.cluster import Cluster
+from mpiconv.planner.objective import LATENCY, Objective
 from mpiconv.runtime.session import Session
 from mpiconv.words import percent
 
@@ -57,9 +58,10 @@ Run = Callable[[int], Sequence[float]]
 
 @dataclass(frozen=True)
 class Trial:
-    """A plan, what a picture was estimated to take by it, and the s that batches took; ``why`` it was not tried.
+    """A plan, what a batch was estimated to take by it, and the s that batches took; ``why`` it was not tried.
 
     ``error``: by how much its outputs were found to differ from the exact ones, where its format is a smaller one.
+    ``measure`` makes one number of the s that can be compared with the estimate.
     """
 
     name: str
@@ -68,11 +70,12 @@ class Trial:
     seconds: tuple[float, ...] = ()
     why: str = ""
     error: float | None = None
+    measure: Callable[[Sequence[float]], float] = median
 
     @property
     def measured_s(self) -> float:
-        """The median in s; infinite where it was not tried."""
-        return median(self.seconds) if self.seconds else math.inf
+        """What a batch took in s; infinite where it was not tried."""
+        return self.measure(self.seconds) if self.seconds else math.inf
 
     @property
     def frames(self) -> int:
@@ -113,9 +116,15 @@ def shortlist(found: Sequence[Candidate]) -> list[Candidate]:
 
 
 def choose(
-    net: Session, listed: Sequence[Candidate], cluster: Cluster, run: Run, frames: int, limit: Limit | None = None
+    net: Session,
+    listed: Sequence[Candidate],
+    cluster: Cluster,
+    run: Run,
+    frames: int,
+    objective: Objective = LATENCY,
+    limit: Limit | None = None,
 ) -> list[Trial]:
-    """Try plans in turn on rank 0, and leave the network with the fastest as measured; the others are in ``follow``.
+    """Try plans in turn on rank 0, and leave the network with the best as measured; the others are in ``follow``.
 
     Parameters
     ----------
@@ -129,6 +138,8 @@ def choose(
         Runs pictures by the plan that is adopted.
     frames
         How many pictures there are to come, those of the trials among them.
+    objective
+        What the best is best in, as measured.
     limit
         How exact plans with other number formats than the first have to be; None where there are none.
 
@@ -140,11 +151,14 @@ def choose(
     """
     tried: list[Trial] = []
     best: Trial | None = None
-    each, kept = min(max(TIMED, frames // SHARE - WARM), MOST), frames // KEPT
+    filling = net.settings.in_flight if objective.streams and net.settings.in_flight > 1 else 0
+    warm = WARM + filling + (filling > 0)
+    each, kept = min(max(TIMED, filling, frames // SHARE - warm), MOST), frames // KEPT
     for number, candidate in enumerate(listed):
-        if number and frames - WARM - each < kept:
+        if number and frames - warm - each < kept:
             break
-        trial = Trial(candidate.name, candidate.plan, candidate.latency_s)
+        estimated = objective.value(candidate, cluster)
+        trial = Trial(candidate.name, candidate.plan, estimated, measure=objective.measured or median)
         if _needless(trial, tried):
             continue
         if number and best is not None and (why := _kept_from(net, best, trial, cluster, frames)):
@@ -157,15 +171,15 @@ def choose(
                 continue
             if trial.error is None:
                 return tried
-        seconds, ended = _timed(run, each, best)
-        frames -= WARM + len(seconds)
+        seconds, ended = _timed(run, each, best, filling)
+        frames -= warm + len(seconds)
         if seconds:
             tried.append(replace(trial, seconds=tuple(seconds)))
         if ended:
             return tried
         best = fastest(tried)
-    if frames - 2 * (WARM + each) >= kept:
-        tried, ended = _again(net, tried, run, each)
+    if frames - 2 * (warm + each) >= kept:
+        tried, ended = _again(net, tried, run, each, filling)
         if ended:
             return tried
         best = fastest(tried)
@@ -188,14 +202,14 @@ def fastest(tried: Sequence[Trial]) -> Trial | None:
     return best if best is None or MARGIN * best.measured_s <= timed[0].measured_s else timed[0]
 
 
-def _again(net: Session, tried: Sequence[Trial], run: Run, frames: int) -> tuple[list[Trial], bool]:
+def _again(net: Session, tried: Sequence[Trial], run: Run, frames: int, filling: int) -> tuple[list[Trial], bool]:
     """The trials, with more pictures of those that are too close to tell apart; and whether the run was ended."""
     found, ended = list(tried), False
     for rival in _rivals(tried):
         if not ended:
             if not same_work(rival.plan, net.plan):
                 net.adopt(rival.plan)
-            more, ended = _timed(run, frames, None)
+            more, ended = _timed(run, frames, None, filling)
             found[tried.index(rival)] = replace(rival, seconds=(*rival.seconds, *more))
     return found, ended
 
@@ -211,16 +225,19 @@ def _rivals(tried: Sequence[Trial]) -> list[Trial]:
     return found if found[0].measured_s < CLOSE * found[1].measured_s else []
 
 
-def _timed(run: Run, frames: int, best: Trial | None) -> tuple[list[float], bool]:
+def _timed(run: Run, frames: int, best: Trial | None, filling: int) -> tuple[list[float], bool]:
     """What some pictures take each, after one that is not counted, and whether the run was ended meanwhile.
 
-    The first alone where that is hopeless.
+    The first alone where that is hopeless. Where several are under way, ``filling`` of them, these do not count either.
     """
     if len(run(WARM)) < WARM:
         return [], True
     seconds = list(run(1))
-    if not seconds or (best is not None and seconds[0] > HOPELESS * best.measured_s):
+    if not seconds or (best is not None and seconds[0] > HOPELESS * max(filling, 1) * best.measured_s):
         return seconds, not seconds
+    if filling:
+        seconds = list(run(filling + frames))[filling:]
+        return seconds, len(seconds) < frames
     seconds += run(frames - 1)
     return seconds, len(seconds) < frames
 

@@ -26,6 +26,7 @@ def write_plan_page(
     stamps_s: np.ndarray,
     names: Sequence[str],
     devices: Sequence[str],
+    pareto: Sequence[Mapping[str, str]] = (),
 ) -> None:
     """Write the page.
 
@@ -41,6 +42,8 @@ def write_plan_page(
         (device, unit, 3): when the exchange before the unit began, when its computing began and when it ended.
     names, devices
         Names of the units and of the devices.
+    pareto
+        The table of the plans that are best in something, if there is to be one.
 
     Raises
     ------
@@ -55,7 +58,7 @@ def write_plan_page(
         draw_frame(plt, stamps_s, names, devices).savefig(drawing, format="svg", metadata={"Date": None})
     source = "data:image/svg+xml;base64," + base64.b64encode(drawing.getvalue()).decode()
     page = environment.get_template("plan.html").render(
-        title=title, words=words, plans=plans, units=units, timeline=source
+        title=title, words=words, plans=plans, units=units, timeline=source, pareto=pareto
     )
     write_text(Path(out), page)
 
