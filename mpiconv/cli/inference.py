@@ -28,7 +28,7 @@ from mpiconv.job import launcher
 from mpiconv.job.control import on_root
 from mpiconv.job.stopping import Stopping
 from mpiconv.job.team import Team
-from mpiconv.job.world import default_timeout_s, join_world, leave
+from mpiconv.job.world import default_timeout_s, join_world, leave, rooted
 from mpiconv.measure import Record
 from mpiconv.measure.results import write_results
 from mpiconv.partition.plan_text import idle
@@ -54,16 +54,10 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     Raises MpiconvError on every rank if there was none by then.
     """
     startup = Startup()
-    if arguments.rank_timeout is None:
-        arguments.rank_timeout = default_timeout_s()
-    team = join_world(rank_timeout_s=arguments.rank_timeout)
-    launcher.open_stderr()
-    torch.set_num_threads(arguments.threads)
+    team, launched, pace = _join(arguments)
     startup.done("imports and MPI")
-
-    pace = pace_of(arguments, team.rank, team.size)
     _check_injected(arguments, team.size)
-    cluster = auto.find_cluster(arguments, team, pace, lambda: build_graph(arguments))
+    cluster = auto.find_cluster(arguments, team, launched, pace, lambda: build_graph(arguments))
     if cluster is not None and team.size > 1:
         startup.done("probe")
 
@@ -106,6 +100,19 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
         status = _finish(running, record, net, ended_early, startup, results, gain, not_finite)
     leave(team)
     return status
+
+
+def _join(arguments: argparse.Namespace) -> tuple[Team, list[int], float]:
+    """The ranks with the root first, the number that mpirun gave to each, and this rank's pace. Collective."""
+    if arguments.rank_timeout is None:
+        arguments.rank_timeout = default_timeout_s()
+    joined = join_world(rank_timeout_s=arguments.rank_timeout)
+    launcher.open_stderr()
+    torch.set_num_threads(arguments.threads)
+    pace = pace_of(arguments, joined.rank, joined.size)
+    team, launched = rooted(joined, arguments.root)
+    arguments.rank_timeout = team.watch.limit_s
+    return team, launched, pace
 
 
 def _check_injected(arguments: argparse.Namespace, ranks: int) -> None:
