@@ -15,6 +15,7 @@ from mpi4py import MPI
 from mpiconv.cli import auto
 from mpiconv.cli.crowding import crowded
 from mpiconv.cli.gain import gain_over_one
+from mpiconv.cli.kept import begin_with_kept, devices_here
 from mpiconv.cli.notes import note
 from mpiconv.cli.options import pace_of, settings_of
 from mpiconv.cli.running import Running
@@ -61,9 +62,11 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     if cluster is not None and team.size > 1:
         startup.done("probe")
 
+    devices = devices_here(arguments, team, pace) if cluster is not None else []
+
     def ready() -> Job:
         check_outputs(arguments)
-        return prepare(arguments, team.size, cluster)
+        return begin_with_kept(arguments, prepare(arguments, team.size, cluster), devices)
 
     job = on_root(team, ready, what="loading the network and the pictures")
     crowd = crowded(arguments, team)

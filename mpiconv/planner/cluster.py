@@ -125,7 +125,7 @@ class Cluster:
     medium
         ``switch``: every link keeps its rate whoever else talks; ``shared``: all share one (a Wi-Fi); ``unknown``.
     medium_ratio
-        Rate of a pair while another talks over its rate alone; None where unknown.
+        Rate of a pair while another talks (of three hosts: two others) over its rate alone; None where unknown.
     medium_reason
         Why the medium is unknown.
     emulated
