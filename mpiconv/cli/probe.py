@@ -15,7 +15,8 @@ What is in the file, for every device: GFLOP/s of a convolution with 1x1, 3x3, 5
 kernels, of a depthwise 3x3 and of a linear layer, computed as mpiconv run does; B/s of weights of the linear layer;
 cores, threads, memory in B. For every ordered pair alpha in s and beta in B/s: n bytes take alpha + n / beta. And
 whether a second pair of devices that talks at once slows the first (medium = "shared") or does not ("switch");
-this takes four hosts. A pair takes 1 to 2 s at most, a device about 4 s times its --pace.
+this takes four hosts, or three, of which each sends to the next. A pair takes 1 to 2 s at most, a device about 4 s
+times its --pace.
 
 With --model NAME also how long the units of that network take on every device, whole and in parts, for mpiconv plan
 --cluster to be more precise: up to 5 s more (--quick: 2 s) on the ranks of one machine together, longer on a slow one.
@@ -71,7 +72,8 @@ def _add_units(parser: argparse.ArgumentParser) -> None:
     units.add_argument(
         "--forget",
         action="store_true",
-        help="forget first what was measured of any network's units, on every device; without --model that is all",
+        help="forget first what was measured of any network's units, on every device, and the plans that runs kept; "
+        "without --model that is all",
     )
     parser.set_defaults(weights=None, seed=0, allow_nonfinite=False)
 

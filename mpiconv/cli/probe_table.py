@@ -84,7 +84,7 @@ def _bar(team: Team, total: int, what: str) -> tqdm[Any]:
 
 
 def _forget(team: Team) -> None:
-    """Remove the measured times of units on every host, and say how many files there were. Collective."""
+    """Remove the measured times and kept plans on every host, and say how many files there were. Collective."""
     try:
         found, problem = forget(user_cache("wisdom")), ""
     except MpiconvError as error:
@@ -95,7 +95,8 @@ def _forget(team: Team) -> None:
         problems = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(everyone) if text]
         if problems:
             raise MpiconvError(problems[0])
-        print(f"forgotten  {counted(sum(each for each, _ in everyone), 'file')} of measured times of units", flush=True)
+        files = counted(sum(each for each, _ in everyone), "file")
+        print(f"forgotten  {files} of measured times and plans", flush=True)
 
     on_root(team, tell)
 
@@ -121,7 +122,8 @@ def tables(cluster: Cluster) -> str:
         lines += ["", "alpha in us, beta in MB/s, from the rank on the left to the rank above", *_links(cluster)]
         medium = f"medium   {cluster.medium}"
         if cluster.medium_ratio is not None:
-            medium += f": a pair keeps {100 * cluster.medium_ratio:.0f} % of its rate while another talks"
+            others = "two others talk" if len({device.host for device in cluster.devices}) == 3 else "another talks"
+            medium += f": a pair keeps {100 * cluster.medium_ratio:.0f} % of its rate while {others}"
         elif cluster.medium_reason:
             medium += f": {cluster.medium_reason}"
         lines += ["", medium]

@@ -51,6 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_measuring(parser)
     add_engine_options(parser)
     add_rank_timeout(parser)
+    parser.add_argument(
+        "--root",
+        metavar="HOST",
+        help="the host, or the number of a rank, that has the model and the pictures and gets the answers; all files "
+        "are read and written there. It becomes rank 0, the others follow in their order: --shares, --plan and all "
+        "others but --pace count them so (default: the rank that mpirun starts first)",
+    )
     add_emulation_options(parser, inject=True)
     _add_output(parser)
 

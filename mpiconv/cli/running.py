@@ -118,6 +118,8 @@ class Running:
         self.job = replace(self.job, plan=self._net.plan)
         if not self._stopping.look():
             self._net.reset()
+            if self.job.kept_for is not None:
+                self.job.kept_for.keep(self.tried, self.job)
 
     def _run(
         self, batches: Iterable[torch.Tensor], answered: Callable[[Any], object] = lambda _: None

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from mpiconv.cli.auto import as_published, plans_to_try, wants_baseline
+from mpiconv.cli.kept import KeptFor
 from mpiconv.cli.memory_limit import check_plan
 from mpiconv.cli.networks import build_model
 from mpiconv.cli.options import AUTO, SPLIT, shares_for
@@ -44,7 +45,7 @@ class Job:
     """What rank 0 knows of a run.
 
     ``trials`` are the plans to try on the ``cluster``, where none was asked for; ``baseline`` is the name of the
-    baseline that made the plan, if one did.
+    baseline that made the plan, if one did; ``kept_for`` keeps the plan that was fastest for the next run.
     """
 
     model: nn.Module
@@ -55,6 +56,7 @@ class Job:
     cluster: Cluster | None = None
     trials: tuple[Candidate, ...] = ()
     baseline: str = ""
+    kept_for: KeptFor | None = None
 
     @property
     def scheme(self) -> str:

@@ -106,7 +106,7 @@ class Team:
         return self._parts[chosen]
 
     def shrink(self, survivors: Sequence[int]) -> Team:
-        """The ranks that are left as a team that needs nothing from the others. Collective over them."""
+        """Those that are left, in this order, as a team that needs nothing from the others. Collective over them."""
         left = self._grouped(tuple(survivors))
         made = Team._formed(left)
         left.Free()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -13,8 +14,11 @@ import mpiconv
 from mpiconv.errors import MpiconvError, UsageError
 from mpiconv.job.control import allgather_json, bcast_json
 from mpiconv.text import safe_text
+from mpiconv.words import did_you_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mpi4py import MPI
 
     from mpiconv.job.team import Team
@@ -62,6 +66,41 @@ def join_world(*, same_version: bool = True, rank_timeout_s: float = 0.0) -> Tea
         found = ", ".join(f"rank {rank} has {version}" for rank, version in enumerate(versions))
         raise MpiconvError(f"the ranks run different versions of mpiconv: {found}; install one version on all hosts")
     return team
+
+
+def rooted(team: Team, root: str | None) -> tuple[Team, list[int]]:
+    """The ranks of a team with the one first that is to be the root; the others stay in their order. Collective.
+
+    The team is closed if another takes its place. The numbers are those that its ranks had in it, in their new order.
+
+    Parameters
+    ----------
+    root
+        A host, whose first rank is meant, or the number of a rank; None for rank 0. What rank 0 says counts.
+
+    Raises
+    ------
+    UsageError
+        On every rank, where neither a host nor a rank of the team is called that.
+    """
+    root = bcast_json(team, root, what="the choice of the root")
+    first = 0 if root is None else _rank_of(root, team.hosts)
+    order = [first, *(rank for rank in range(team.size) if rank != first)]
+    if first == 0:
+        return team, order
+    made = team.shrink(order)
+    team.close()
+    return made, order
+
+
+def _rank_of(name: str, hosts: Sequence[str]) -> int:
+    if name in hosts:
+        return hosts.index(name)
+    if re.fullmatch(r"\d{1,9}", name, re.ASCII) and int(name) < len(hosts):
+        return int(name)
+    names = list(dict.fromkeys(hosts))
+    ranks = "rank 0 alone runs" if len(hosts) == 1 else f"ranks 0 to {len(hosts) - 1} run"
+    raise UsageError(f"--root {name}: {ranks} on {', '.join(names)}{did_you_mean(name, names)}")
 
 
 def default_timeout_s() -> float:

@@ -130,7 +130,7 @@ class Cluster:
     medium
         ``switch``: every link keeps its rate whoever else talks; ``shared``: all share one (a Wi-Fi); ``unknown``.
     medium_ratio
-        Rate of a pair while another talks over its rate alone; None where unknown.
+        Rate of a pair while another talks (of three hosts: two others) over its rate alone; None where unknown.
     medium_reason
         Why the medium is unknown.
     emulated
@@ -185,7 +185,10 @@ class Cluster:
 
     def rooted_at(self, rank: int) -> Cluster:
         """The same cluster with a device first, so that it has the pictures; the others stay in their order."""
-        order = [rank, *(other for other in range(len(self.devices)) if other != rank)]
+        return self.in_order([rank, *(other for other in range(len(self.devices)) if other != rank)])
+
+    def in_order(self, order: Sequence[int]) -> Cluster:
+        """The same cluster with its devices in another order; ``order`` has their numbers."""
         places = {old: new for new, old in enumerate(order)}
         links = (replace(link, source=places[link.source], target=places[link.target]) for link in self.links)
         return replace(self, devices=tuple(self.devices[old] for old in order), links=tuple(links))
@@ -254,6 +257,17 @@ class Cluster:
             lines += ["[device.unit_seconds]"] if units else []
             lines += [f"{_toml(key)} = {_toml(points)}" for key, points in units.items()]
         return "\n".join(lines) + "\n"
+
+
+def find_hosts(devices: Sequence[Device], hosts: Sequence[str]) -> list[int] | None:
+    """For each host the number of the device on it, each device once; None unless they are on just these hosts.
+
+    Several on one host are taken in their order.
+    """
+    if sorted(device.host for device in devices) != sorted(hosts):
+        return None
+    there = {host: [number for number, device in enumerate(devices) if device.host == host] for host in hosts}
+    return [there[host].pop(0) for host in hosts]
 
 
 def kinds_of(devices: Sequence[Device]) -> list[int]:

@@ -102,7 +102,7 @@ def save(folder: Path, basis: Basis, times: Times) -> str:
 
 
 def forget(folder: Path) -> int:
-    """Remove all files of measured times from a folder; how many there were.
+    """Remove all files of measured times, and of plans kept there, from a folder; how many there were.
 
     Raises MpiconvError where one cannot be removed.
     """

@@ -1,16 +1,13 @@
-"""How long messages take from rank to rank, and whether two pairs that talk at once are in each other's way."""
+"""How long messages take from rank to rank."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpiconv.job.control import allgather_json
 from mpiconv.measure.estimate import fit_link, scatter, undisturbed
 from mpiconv.probe.speed import wait_quietly
 
@@ -30,8 +27,6 @@ SHORT_S = 0.015
 """Shorter messages are repeated within a round for about so long; the fastest counts, as delays come from outside."""
 
 LEAST_REPEATS, MOST_REPEATS = 4, 32
-TALK_S = 0.25
-SHARED_BELOW = 0.75
 
 
 def send_timed(comm: MPI.Intracomm, target: int, size: int) -> float:
@@ -121,65 +116,3 @@ class LinkProbe:
         times = {size: undisturbed(rounds) / self.dilation for size, rounds in sizes.items()}
         back = times[SIZES[0]] / 2
         return fit_link({size: time - back for size, time in times.items()})
-
-
-class MediumProbe:
-    """Measures the rates of two pairs of ranks on four hosts, each alone and both at once, round by round.
-
-    Making one, and every ``round``, is collective. ``unknown`` says why it cannot be measured here, else it is empty.
-    """
-
-    def __init__(self, team: Team, links: LinkProbe, hosts: list[str]) -> None:
-        self.team = team
-        self.rates: list[list[float]] = []
-        ranks = sorted(hosts.index(host) for host in set(hosts))[:4]
-        self.unknown = ""
-        if team.size < 4:
-            self.unknown = f"{team.size} ranks: two pairs that talk at once need 4"
-        elif len(ranks) < 4:
-            self.unknown = f"the ranks are on {len(ranks)} hosts: two pairs that talk at once need 4"
-        else:
-            self.pairs = ((ranks[0], ranks[1]), (ranks[2], ranks[3]))
-            self.sizes = self._message_sizes(links)
-
-    def _message_sizes(self, links: LinkProbe) -> dict[int, int]:
-        """For each pair's source, the longest message that does not take a large part of the time it talks."""
-        mine = {
-            target: max(size for size, rounds in sizes.items() if size == 1 or median(rounds) < TALK_S / 4)
-            for target, sizes in links.seconds.items()
-        }
-        everyone = allgather_json(self.team, mine)
-        return {source: int(everyone[source][str(target)]) for source, target in self.pairs}
-
-    def round(self) -> None:
-        """Measure each pair alone, then both at once. Collective."""
-        if self.unknown:
-            return
-        first, second = self.pairs
-        self.rates.append([self._talk([first]), self._talk([second]), self._talk([first, second])])
-
-    def _talk(self, pairs: list[tuple[int, int]]) -> float:
-        """The rate in B/s of this rank's messages while these pairs talk; NaN for a rank that sends none."""
-        wait_quietly(self.team)
-        rate = math.nan
-        for source, target in pairs:
-            if self.team.rank == source:
-                size, count, begin = self.sizes[source], 0, perf_counter()
-                while (elapsed := perf_counter() - begin) < TALK_S:
-                    send_timed(self.team.comm, target, size)
-                    count += 1
-                rate = size * count / elapsed
-                stop_answering(self.team.comm, target)
-            elif self.team.rank == target:
-                answer(self.team.comm, source)
-        return rate
-
-    def ratio(self) -> float | None:
-        """Rate while the other pair talks over rate alone, of the pair that loses more; None if unknown. Collective."""
-        if self.unknown:
-            return None
-        ratios = []
-        rates = allgather_json(self.team, self.rates)
-        for alone, (source, _) in enumerate(self.pairs):
-            ratios.append(median([row[2] / row[alone] for row in rates[source]]))
-        return float(min(ratios))

@@ -11,7 +11,8 @@ import mpiconv
 from mpiconv.job.control import allgather_json
 from mpiconv.job.host import describe, machine_id
 from mpiconv.planner.cluster import UNIT_KINDS, Cluster, Device, Link
-from mpiconv.probe.links import SHARED_BELOW, LinkProbe, MediumProbe
+from mpiconv.probe.links import LinkProbe
+from mpiconv.probe.medium import MediumProbe
 from mpiconv.probe.speed import SpeedProbe
 
 TOLERANCE = 0.1
@@ -63,7 +64,7 @@ def probe(
     fits = [(target, *fit) for target, fit in links.fits().items()]
     everyone = allgather_json(team, [asdict(device), fits, speed.scatter(), links.scatter()])
     notes = [note for rank, (*_, speeds, rates) in enumerate(everyone) for note in _doubts(rank, speeds, rates)]
-    ratio = medium.ratio()
+    kind, ratio, reason = medium.verdict()
     cluster = Cluster(
         devices=tuple(Device(**own) for own, *_ in everyone),
         links=tuple(
@@ -76,10 +77,8 @@ def probe(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         creator=f"mpiconv {mpiconv.__version__}",
     )
-    if ratio is None:
-        return replace(cluster, medium_reason=medium.unknown), notes
-    kind = "shared" if ratio < SHARED_BELOW else "switch"
-    return replace(cluster, medium=kind, medium_ratio=shorter(ratio)), notes
+    kept = None if ratio is None else shorter(ratio)
+    return replace(cluster, medium=kind, medium_ratio=kept, medium_reason=reason), notes
 
 
 def _device(me: dict[str, Any], speed: SpeedProbe, pace: float) -> Device:
