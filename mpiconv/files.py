@@ -47,7 +47,7 @@ def check_writable(path: str | Path) -> None:
     target = _target(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(target)
+        remove_unfinished(target.parent, re.escape(_stem(target)))
         with tempfile.TemporaryFile(dir=target.parent):
             pass
     except OSError as error:
@@ -55,7 +55,7 @@ def check_writable(path: str | Path) -> None:
 
 
 @contextmanager
-def replaced(path: str | Path) -> Iterator[BinaryIO]:
+def replaced(path: str | Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     """A new file to write to, which takes the place of ``path`` at the end of the block, or vanishes at an error.
 
     Until then it has a name that nobody can guess, in the same folder, which is made if need be. At the end the file
@@ -64,6 +64,8 @@ def replaced(path: str | Path) -> Iterator[BinaryIO]:
 
     The file is locked while it is written; one that is not, of a run that died, is removed when ``path`` is next
     written. Where the file system has no locks, none is removed.
+
+    Without ``sync`` it is not waited for the disk: a loss of power may leave a file that is cut or has zeros in it.
 
     Raises
     ------
@@ -74,17 +76,19 @@ def replaced(path: str | Path) -> Iterator[BinaryIO]:
     name = ""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(target)
+        remove_unfinished(target.parent, re.escape(_stem(target)))
         with _locked(target) as file:
             name = file.name
             yield file
             file.flush()
             with suppress(OSError):  # there is none yet, or the file system knows no permissions
                 os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
             os.replace(name, target)
             name = ""
-        _sync_folder(target.parent)
+        if sync:
+            _sync_folder(target.parent)
     except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise MpiconvError(f"cannot write {path}: {reason}") from None
@@ -142,13 +146,16 @@ def _locked(target: Path) -> BinaryIO:
         file.close()
 
 
-def _remove_stale(target: Path) -> None:
-    """Remove the temporary files for this target that no living process has locked."""
-    pattern = re.compile(rf"\.{re.escape(_stem(target))}\.[0-9a-f]{{16}}{re.escape(ENDING)}")
-    for name in os.listdir(target.parent):
+def remove_unfinished(folder: Path, stem: str = ".+") -> None:
+    """Remove the temporary files in a folder that no living process has locked, for the targets of this pattern.
+
+    Raises OSError where there is no such folder.
+    """
+    pattern = re.compile(rf"\.{stem}\.[0-9a-f]{{16}}{re.escape(ENDING)}", re.DOTALL)
+    for name in os.listdir(folder):
         if not pattern.fullmatch(name):
             continue
-        path = target.with_name(name)
+        path = folder / name
         with suppress(OSError), open(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.unlink(path)

@@ -13,6 +13,7 @@ from mpi4py import MPI
 from safetensors.torch import load_file, save_file
 
 import mpiconv
+from mpiconv.files import ENDING
 from mpiconv.graph.form import Param
 from mpiconv.job.seats import Seat
 from mpiconv.job.team import Team
@@ -111,9 +112,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path):
 
 
 def test_a_file_that_was_left_half_written_goes(tmp_path):
-    left = tmp_path / "x.unfinished"
-    left.write_text("")
-    os.utime(left, (1000, 1000))
+    (tmp_path / f".x.{'0' * 16}{ENDING}").write_text("")
     kept(tmp_path, (0, 5))
     assert [stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()] == [0o600]
 

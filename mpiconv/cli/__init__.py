@@ -133,7 +133,9 @@ def _parsed(words: list[str]) -> argparse.Namespace:
             command = import_module(f"mpiconv.cli.{name}")
             command.add_arguments(sub)
             sub.set_defaults(run=command.run)
-    return parser.parse_args(words)
+    found = parser.parse_args(words)
+    found.words = words[words.index(found.command) + 1 :]
+    return found
 
 
 def _fail(message: str, status: int, after_s: float = 0.0) -> NoReturn:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,11 +23,11 @@ from mpiconv.cli.notes import note
 from mpiconv.cli.objectives import objective_of
 from mpiconv.cli.options import pace_of, settings_of
 from mpiconv.cli.running import Running
-from mpiconv.cli.saving import Results, check_outputs
+from mpiconv.cli.saving import Results, check_outputs, open_answers
 from mpiconv.cli.sending import sending_bar
-from mpiconv.cli.setup import Job, prepare, repeats_of
+from mpiconv.cli.setup import Job, prepare
 from mpiconv.cli.startup import Startup
-from mpiconv.cli.tables import latency, ranks_at_work, summary, throughput_fps, weights_moved, where_time_went
+from mpiconv.cli.tables import latency, ranks_at_work, restarts, summary, throughput_fps, weights_moved, where_time_went
 from mpiconv.errors import MpiconvError, UsageError
 from mpiconv.job import launcher
 from mpiconv.job.control import on_root
@@ -33,15 +35,16 @@ from mpiconv.job.stopping import Stopping
 from mpiconv.job.team import Team
 from mpiconv.job.world import default_timeout_s, join_world, leave, rooted
 from mpiconv.measure import Record
+from mpiconv.measure.answers import AnswersFile
 from mpiconv.measure.results import write_results
 from mpiconv.partition.plan_text import idle
+from mpiconv.planner.cluster import Cluster
 from mpiconv.runtime.building import distribute
 from mpiconv.runtime.net import DistributedNet
 from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.weights import readers_of
 from mpiconv.signals import Caught
 from mpiconv.study.answers import accuracy
-from mpiconv.study.answers import answers as answers_of
 from mpiconv.study.checking import compared, raise_if_different
 from mpiconv.text import to_json
 from mpiconv.words import counted
@@ -65,12 +68,8 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
         startup.done("probe")
 
     devices = devices_here(arguments, team, pace) if cluster is not None else []
-
-    def ready() -> Job:
-        check_outputs(arguments)
-        return begin_with_kept(arguments, prepare(arguments, team.size, cluster), devices)
-
-    job = on_root(team, ready, what="loading the network and the pictures")
+    ready = partial(_ready, arguments, team.size, cluster, devices)
+    job, answers = on_root(team, ready, what="loading the network and the pictures") or (None, None)
     crowd = crowded(arguments, team)
     if job is not None:
         _notes(arguments, job, crowd)
@@ -82,11 +81,11 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     startup.done("weights to the ranks")
     stopping = Stopping(team, caught)
     caught.at_once = False
-    if job is None:
+    if job is None or answers is None:
         done = net.follow(stopping.look)
     else:
-        running = Running(arguments, job, net, stopping, startup)
-        results = _results(running, net, startup)
+        running = Running(arguments, job, net, stopping, startup, len(answers.kept) // job.plan.batch)
+        results = _results(running, net, startup, answers)
         running.run_all(results)
         net.dismiss()
         job, done = running.job, running.measured
@@ -101,7 +100,7 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     status = 0
     if job is not None and record is not None:
         if ended_early:
-            _tell_early(ended_early, running.done, job, arguments)
+            _tell_early(ended_early, running)
         status = _finish(running, record, net, ended_early, startup, results, gain, not_finite)
     leave(team)
     return status
@@ -118,6 +117,15 @@ def _join(arguments: argparse.Namespace) -> tuple[Team, list[int], float]:
     team, launched = rooted(joined, arguments.root)
     arguments.rank_timeout = team.watch.limit_s
     return team, launched, pace
+
+
+def _ready(
+    arguments: argparse.Namespace, ranks: int, cluster: Cluster | None, devices: Sequence[Mapping[str, Any]]
+) -> tuple[Job, AnswersFile]:
+    """What rank 0 has to have before the others join in."""
+    check_outputs(arguments)
+    job = begin_with_kept(arguments, prepare(arguments, ranks, cluster), devices)
+    return job, open_answers(arguments, job)
 
 
 def _check_injected(arguments: argparse.Namespace, ranks: int) -> None:
@@ -145,7 +153,7 @@ def _with_file(arguments: argparse.Namespace, settings: Settings, team: Team) ->
     return replace(settings, weights_file=path, readers=readers)
 
 
-def _results(running: Running, net: DistributedNet, startup: Startup) -> Results:
+def _results(running: Running, net: DistributedNet, startup: Startup, answers: AnswersFile) -> Results:
     """The files that are to be written."""
     arguments = running.arguments
 
@@ -156,21 +164,23 @@ def _results(running: Running, net: DistributedNet, startup: Startup) -> Results
         if running.rebalancing is not None:
             found["events"] = to_json(running.rebalancing.events)
             found["measured_from"] = running.done - net.reports.measured
+        if arguments.restarted is not None:
+            found["restarts"] = arguments.restarted
         found["startup_s"] = startup.seconds
         predicted = running.job.predicted
         stamps_s = None if predicted is None else predicted.stamps_s
         write_results(arguments.output, record, running.job.profile, found, stamps_s)
 
-    return Results(arguments, write)
+    return Results(arguments, write, answers)
 
 
-def _tell_early(name: str, done: int, job: Job, arguments: argparse.Namespace) -> None:
+def _tell_early(name: str, running: Running) -> None:
     """Say on stderr, also where notes are not wanted, that there is less than was asked for."""
-    missed = len(job.pictures) - min(done * job.plan.batch, len(job.pictures))
+    arguments, job, done = running.arguments, running.job, running.done
+    missed = len(job.pictures) - min((running.first + done) * job.plan.batch, len(job.pictures))
     files = bool(arguments.image or arguments.data)
     pictures = f"; {missed} of {len(job.pictures)} pictures have no answer" if missed and files else ""
-    frames = repeats_of(arguments, job.pictures)
-    launcher.tell(f"mpiconv: note: ended by {name} after {done} of {frames} repeats{pictures}")
+    launcher.tell(f"mpiconv: note: ended by {name} after {done} of {running.frames} repeats{pictures}")
 
 
 def _finish(
@@ -186,15 +196,10 @@ def _finish(
     """What rank 0 does with the outputs and measurements of all ranks."""
     arguments, job, outputs = running.arguments, running.job, running.outputs
     results.save(record, ended_early)  # before the rest, which may fail or be ended
-    check = (
-        compared(job.model, job.plan, job.batch, outputs, net.settings, arguments.wire_error or 0.0)
-        if arguments.check
-        else None
-    )
-    predictions = [
-        line for index, output in enumerate(outputs) for line in answers_of(output, index, job.pictures, job.info)
-    ]
-    right = accuracy(job.pictures, outputs)
+    accepted = arguments.wire_error or 0.0
+    check = compared(job.model, job.plan, running.batch, outputs, net.settings, accepted) if arguments.check else None
+    predictions = running.predictions(results.answers.kept)
+    right = accuracy(job.pictures, predictions, job.info)
     about = {"data": arguments.data, **right} if right else {}
     if not_finite:
         note(f"the output of {not_finite} is not finite (NaN or infinity), the first of those looked at (--guard)")
@@ -208,6 +213,8 @@ def _finish(
         tried: dict[str, Any] = {"auto": auto.as_list(running.tried)} if running.tried else {}
         if running.rebalancing is not None:
             tried |= {"events": running.rebalancing.events, "measured_from": running.done - running.measured}
+        if arguments.restarted is not None:
+            tried["restarts"] = arguments.restarted
         print(
             to_json(_report(job, record, predictions, check, results) | _weights(net) | right | tried | {"gain": gain})
         )
@@ -215,6 +222,8 @@ def _finish(
         print(summary(job, record, predictions, check, results.paused_s, gain))
         if right:
             print(f"accuracy {right['accuracy']:.2%} of {right['answered']} pictures ({arguments.data})")
+        if arguments.restarted is not None:
+            print(restarts(arguments.restarted, running.first * job.plan.batch, len(predictions)))
         if running.tried:
             print(auto.verdict(running.tried, job.plan.batch, objective_of(arguments)))
         if not arguments.quiet:

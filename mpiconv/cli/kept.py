@@ -13,6 +13,7 @@ from mpiconv.cli.options import AUTO
 from mpiconv.files import user_cache
 from mpiconv.job.control import allgather_json
 from mpiconv.job.host import cores_here
+from mpiconv.partition.plan import Plan
 from mpiconv.planner.kept_plans import Circumstances, KeptPlan, load_plan, network_hash, save_plan, with_kept
 from mpiconv.probe.units import basis_here
 from mpiconv.runtime.trials import Trial, fastest
@@ -35,7 +36,7 @@ class KeptFor:
     def keep(self, tried: Sequence[Trial], job: Job) -> None:
         """Keep the plan that was fastest as measured, if there is one, for the next run."""
         best = fastest(tried)
-        if best is None or job.cluster is None:
+        if best is None or job.cluster is None or not isinstance(best.plan, Plan):
             return
         kept = KeptPlan(best.name, best.plan, best.measured_s)
         problem = save_plan(user_cache("wisdom"), self.found, job.cluster, kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from mpiconv.cli.keep_going import add_answers, add_keep_going, check_launch, keep_going
 from mpiconv.cli.memory_limit import add_memory_limit
 from mpiconv.cli.objectives import add_energy_limit, add_objective, settle_in_flight
 from mpiconv.cli.options import (
@@ -60,6 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_emulation_options(parser, inject=True)
     _add_output(parser)
+    add_keep_going(parser)
+    parser.set_defaults(known=tuple(parser._option_string_actions))  # noqa: SLF001
 
 
 def _add_planning(parser: argparse.ArgumentParser) -> None:
@@ -150,9 +153,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         help="also write what was measured so far, after every N inferences (100) or seconds (30s); the pauses for it "
         "count in none of the times",
     )
-    output.add_argument(
-        "--answers", metavar="FILE.jsonl", help="write a line per picture as it is done: index, label, score"
-    )
+    add_answers(output)
     output.add_argument("--json", action="store_true", help="print one JSON object on stdout, and nothing else there")
     output.add_argument("--quiet", action="store_true", help="no progress, notes or tables; only answers and errors")
 
@@ -160,6 +161,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Infer, measure, check, write, print; collective. Exit status 0, or 1 if the check fails."""
     settle_in_flight(arguments)
+    check_launch(arguments)
+    if arguments.keep_going:
+        return keep_going(arguments, arguments.known)
     caught = catch_signals(at_once=True)  # before the seconds that the imports take
     from mpiconv.cli.inference import infer  # torch and MPI only now, so that --help is quick
 

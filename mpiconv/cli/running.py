@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from time import perf_counter
@@ -36,8 +36,10 @@ class Running:
     ----------
     job
         With the plan that runs.
+    first
+        The number of the batch that it begins with: those before it have their answers.
     outputs
-        Of the first pass over the pictures, batch by batch.
+        Of the first pass over the pictures, batch by batch from ``first`` on.
     done
         How many inferences were run, the warm-up apart.
     tried
@@ -50,9 +52,16 @@ class Running:
     """
 
     def __init__(
-        self, arguments: argparse.Namespace, job: Job, net: DistributedNet, stopping: Stopping, startup: Startup
+        self,
+        arguments: argparse.Namespace,
+        job: Job,
+        net: DistributedNet,
+        stopping: Stopping,
+        startup: Startup,
+        first: int,
     ) -> None:
         self.arguments, self.job, self._net = arguments, job, net
+        self.first = first
         self.rebalancing: Rebalance | None = None
         self._stopping, self._startup = stopping, startup
         self.outputs: list[Any] = []
@@ -60,17 +69,35 @@ class Running:
         self._answers: Any = None
         self._bar: Any = None
 
+    @property
+    def frames(self) -> int:
+        """How many inferences there are to run; one at least, for something to be measured."""
+        return max(repeats_of(self.arguments, self.job.pictures) - self.first, 1)
+
+    def batch(self, index: int) -> torch.Tensor:
+        """The pictures (N, C, H, W) of a batch, counted from the first that is run."""
+        return self.job.batch(self.first + index)
+
+    def predictions(self, kept: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The answers of all pictures that have one, in order: those of runs before, and those of this one."""
+        pictures = self.job.pictures
+        found = [{**line, "image": pictures.name(line["index"])} for line in kept]
+        for number, output in enumerate(self.outputs, self.first):
+            lines = answers_of(output, number, pictures, self.job.info)
+            found += [line for line in lines if line["index"] >= len(kept)]
+        return found
+
     def run_all(self, results: Results) -> None:
         """Run all inferences, or those until a signal."""
         arguments, net, first = self.arguments, self._net, self.job.batch(0)
         for _ in net.stream(self._until_signal(itertools.repeat(first, arguments.warmup)), copy=False):
             self._startup.done("first picture")
         net.reset()
-        frames = repeats_of(arguments, self.job.pictures)
+        frames = self.frames
         if self.job.batches == 1:
             batches: Iterator[torch.Tensor] = itertools.repeat(first, frames)
         else:
-            batches = iter(ahead(self.job.batch, frames, net.settings.in_flight))
+            batches = iter(ahead(self.batch, frames, net.settings.in_flight))
         batches = self._until_signal(batches)
         hidden = arguments.quiet or not on_terminal()
         with ExitStack() as stack:
@@ -137,12 +164,13 @@ class Running:
             last = perf_counter()
 
     def _keep(self, output: Any) -> None:
-        if self.done > self.job.batches:
+        number = self.first + self.done - 1
+        if number >= self.job.batches:
             return
         self.outputs.append(output)
         if self.arguments.answers:
-            for line in answers_of(output, self.done - 1, self.job.pictures, self.job.info):
-                self._answers.add({key: line[key] for key in ("index", "label", "score")})
+            lines = answers_of(output, number, self.job.pictures, self.job.info)
+            self._answers.add([{key: line[key] for key in ("index", "label", "score")} for line in lines])
 
     def _until_signal(self, batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         return itertools.takewhile(lambda _: not self._stopping.look() or self._unmeasured, batches)

@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mpiconv.cli.notes import note
 from mpiconv.errors import MpiconvError, UsageError
 from mpiconv.files import check_writable
+from mpiconv.measure.answers import AnswersFile, Identity
 from mpiconv.measure.results import STILL_RUNNING
-from mpiconv.text import to_json
+from mpiconv.study.answers import identity_of
 
 if TYPE_CHECKING:
+    from mpiconv.cli.setup import Job
     from mpiconv.measure import Record
     from mpiconv.runtime.net import DistributedNet
 
 T = TypeVar("T")
+NOTHING = Identity("", "", "", "", 0)
 Write = Callable[["Record", str, "dict[str, Any] | None", "dict[str, Any]"], None]
 
 
@@ -31,34 +34,21 @@ def check_outputs(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--output and --answers are both {arguments.output}: name two files")
     if arguments.save_every and not arguments.output:
         raise UsageError("--save-every wants a file to write: --output FILE.h5")
+    for option in ("resume", "fsync_every"):
+        if getattr(arguments, option) and not arguments.answers:
+            raise UsageError(f"--{option.replace('_', '-')} wants the file it is about: --answers FILE.jsonl")
 
 
-class Answers:
-    """The file with a line per picture; a run goes on if that cannot be written."""
-
-    def __init__(self, path: str | None) -> None:
-        self.problem = ""
-        self._path = path
-        self._file = None if path is None else self._try(lambda: open(path, "w", encoding="utf-8"))  # noqa: SIM115
-
-    def add(self, line: dict[str, Any]) -> None:
-        """Write a picture's line."""
-        file = self._file
-        if file is not None and not self.problem:
-            self._try(lambda: print(to_json(line), file=file, flush=True))
-
-    def close(self) -> None:
-        """Have it on the disk."""
-        file = self._file
-        if file is not None:
-            self._try(file.close)
-
-    def _try(self, work: Callable[[], T]) -> T | None:
-        try:
-            return work()
-        except OSError as error:
-            self.problem = self.problem or f"cannot write {self._path}: {error.strerror}"
-            return None
+def open_answers(arguments: argparse.Namespace, job: Job) -> AnswersFile:
+    """The file with a line per picture that --answers names, begun or gone on with. Raises MpiconvError as it does."""
+    if not arguments.answers:
+        return AnswersFile(None, NOTHING)
+    return AnswersFile(
+        arguments.answers,
+        identity_of(job.model, job.info, job.pictures),
+        resume=arguments.resume,
+        fsync_every=arguments.fsync_every or 1,
+    )
 
 
 class Results:
@@ -67,22 +57,24 @@ class Results:
     Parameters
     ----------
     arguments
-        The options: ``output``, ``answers`` and ``save_every``.
+        The options: ``output`` and ``save_every``.
     write
         Writes the result file from a record, what ended the run early, the check and other attributes.
+    answers
+        The file with the answers.
 
     Attributes
     ----------
     answers
-        The file with the answers.
+        That file.
     paused_s
         How long the inferences waited for results to be written.
     unwritten
         Why the result file could not be written the last time; empty if it could.
     """
 
-    def __init__(self, arguments: argparse.Namespace, write: Write) -> None:
-        self.answers = Answers(arguments.answers)
+    def __init__(self, arguments: argparse.Namespace, write: Write, answers: AnswersFile) -> None:
+        self.answers = answers
         self.paused_s, self.unwritten = 0.0, ""
         self._path: str | None = arguments.output
         self._write, self._every = write, arguments.save_every

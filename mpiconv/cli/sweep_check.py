@@ -25,7 +25,10 @@ class _Parser(Parser):
         raise UsageError(message.removeprefix("argument "))
 
 
-OWN = ("help", "name", "output", "quiet", "json", "answers", "save_every")
+OWN = (
+    *("help", "name", "output", "quiet", "json", "answers", "save_every", "fsync_every", "resume", "keep_going"),
+    *("ranks", "hostfile", "launcher", "max_restarts", "restarted"),
+)
 """Options of ``mpiconv run`` that a sweep sets itself, or that would have all points write to one file."""
 
 

@@ -91,6 +91,12 @@ def summary(
     return "\n".join(lines)
 
 
+def restarts(count: int, first: int, answered: int) -> str:
+    """How often a supervisor started the run again; ``first`` is the first picture since the last time."""
+    since = f"; measured since picture {min(first, answered)} of {answered}" if count else ""
+    return f"restarts {count}{since}"
+
+
 def _answers(job: Job, predictions: list[dict[str, Any]]) -> list[str]:
     """The first answers, a line each; one line for those that mean nothing."""
     meaningless = (

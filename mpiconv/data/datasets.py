@@ -221,6 +221,10 @@ class LabelledPictures:
         """What the picture is called."""
         return self._data.name(index)
 
+    def mark(self, index: int) -> str:
+        """The name of the data set and of the picture."""
+        return f"{self._data.about.kind}:{self._data.name(index)}"
+
     def load(self, index: int) -> torch.Tensor:
         """The picture as float32 (C, H, W), normalised."""
         picture, label = self._data.load(index)

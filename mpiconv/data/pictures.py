@@ -27,6 +27,9 @@ class Pictures(Protocol):
     def name(self, index: int) -> str:
         """What the picture is called."""
 
+    def mark(self, index: int) -> str:
+        """What tells the picture from every other, without reading it."""
+
     def load(self, index: int) -> torch.Tensor:
         """The picture as float32 (C, H, W), normalised."""
 
@@ -48,6 +51,11 @@ class PictureFiles:
         """The path as it was given."""
         return str(self.paths[index])
 
+    def mark(self, index: int) -> str:
+        """The path and how many B the file has; -1 where there is none."""
+        path = self.paths[index]
+        return f"{path} {path.stat().st_size if path.exists() else -1}"
+
     def load(self, index: int) -> torch.Tensor:
         """The picture as float32 (C, H, W), normalised."""
         return read_picture(self.paths[index], self.info)
@@ -65,6 +73,10 @@ class RandomPictures:
     def name(self, index: int) -> str:
         """``random:INDEX``."""
         return f"random:{index}"
+
+    def mark(self, index: int) -> str:
+        """The seed and the number."""
+        return f"random:{self.seed}:{index}"
 
     def load(self, index: int) -> torch.Tensor:
         """The picture as float32 (C, H, W), drawn from a normal distribution."""

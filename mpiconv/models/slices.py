@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from mpiconv.errors import ModelError
-from mpiconv.files import user_cache
+from mpiconv.errors import ModelError, MpiconvError
+from mpiconv.files import user_cache, write_text
 from mpiconv.graph.form import Param
 from mpiconv.models.names import fit_names
 
@@ -166,10 +166,5 @@ def _kept(path: Path) -> str:
 
 def _keep(path: Path, text: str) -> None:
     """Write a file of the cache in one step; a cache that cannot be written is none."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, encoding="ascii", delete=False) as file:
-            file.write(text)
-        os.replace(file.name, path)
-    except OSError:
-        pass
+    with suppress(MpiconvError):
+        write_text(path, text)

@@ -6,6 +6,7 @@ import codecs
 import re
 import socket
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,7 +15,10 @@ from mpiconv.errors import MpiconvError
 
 CONNECT_S = 5
 ANSWER_S = 15
-SSH = ("ssh", "-n", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_S}")
+SSH = ("ssh", "-n", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_S}", "--")
+SRUN = ("srun", "--overlap", "--nodes=1", "--ntasks=1", "--quiet", "--nodelist")
+"""Before a host and a command: how it is run there, by ssh or as a step of the SLURM job around."""
+
 MOST_BYTES = 2**20
 SLOTS = ("slots", "max_slots", "max-slots")
 LOCAL = ("localhost", "127.0.0.1", "::1")
@@ -84,23 +88,25 @@ def _fault(line: str, words: list[str], counted: set[str]) -> str:
     )
 
 
-def ask_hosts(hosts: list[str]) -> dict[str, str]:
+def ask_hosts(hosts: list[str], by: Sequence[str] = SSH) -> dict[str, str]:
     """For each host, why a command cannot be started there by ssh; empty if it can. All at once, within 20 s.
 
-    Raises MpiconvError where there is no ssh.
+    ``by`` may be ``SRUN`` instead. Raises MpiconvError where there is no such program.
     """
     with ThreadPoolExecutor(len(hosts)) as pool:
-        return dict(zip(hosts, pool.map(_ask, hosts), strict=True))
+        return dict(zip(hosts, pool.map(lambda host: _ask(host, by), hosts), strict=True))
 
 
-def _ask(host: str) -> str:
+def _ask(host: str, by: Sequence[str]) -> str:
     if host in LOCAL or host.partition(".")[0] == socket.gethostname().partition(".")[0]:
         return ""
     try:
-        done = subprocess.run([*SSH, "--", host, "true"], capture_output=True, text=True, timeout=ANSWER_S, check=False)
+        done = subprocess.run([*by, host, "true"], capture_output=True, text=True, timeout=ANSWER_S, check=False)
     except FileNotFoundError:
-        raise MpiconvError("there is no ssh here, by which mpirun starts ranks on other hosts: install it") from None
+        raise MpiconvError(
+            f"there is no {by[0]} here, by which mpirun starts ranks on other hosts: install it"
+        ) from None
     except subprocess.TimeoutExpired:
         return f"no answer within {ANSWER_S} s"
     said = done.stderr.strip().splitlines()
-    return "" if done.returncode == 0 else said[-1] if said else f"ssh ended with status {done.returncode}"
+    return "" if done.returncode == 0 else said[-1] if said else f"{by[0]} ended with status {done.returncode}"

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-import tempfile
-import time
 import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from mpiconv.files import user_cache
+from mpiconv.errors import MpiconvError
+from mpiconv.files import remove_unfinished, replaced, user_cache
 from mpiconv.graph.form import Param
 from mpiconv.models.slices import rows_of
 from mpiconv.partition import Span
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from mpiconv.job.team import Team
 
 ENDING = ".safetensors"
-UNFINISHED = ".unfinished"
-STALE_S = 3600
-"""How old an unfinished file is that nobody writes any more."""
 
 
 def users(team: Team, setting: str, root: int = 0) -> tuple[int, ...]:
@@ -110,25 +106,17 @@ class WeightCache:
             return
         sums = {name: str(zlib.crc32(_bytes(tensor))) for name, tensor in tensors.items()}
         path = self.folder / (hashlib.sha256(" ".join(sorted(tensors)).encode()).hexdigest() + ENDING)
-        unfinished = ""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._make_room(size, path)
-            handle, unfinished = tempfile.mkstemp(UNFINISHED, dir=self.folder)
-            os.close(handle)
-            save_file(tensors, unfinished, sums)
-            os.replace(unfinished, path)
-        except (OSError, SafetensorError):
-            with suppress(OSError):
-                os.unlink(unfinished)
-        else:
-            self._note(path, tensors)
+            _write(path, tensors, sums)
+        except (OSError, MpiconvError):
+            return
+        self._note(path, tensors)
 
     def _make_room(self, size: int, path: Path) -> None:
         """Remove what was left half written, and files until ``size`` B more are not too many."""
-        for left in self.folder.glob(f"*{UNFINISHED}"):
-            if left.stat().st_mtime < time.time() - STALE_S:
-                left.unlink(missing_ok=True)
+        remove_unfinished(self.folder)
         there = sorted((p for p in self._paths() if p != path), key=lambda p: p.stat().st_mtime)
         total = size + sum(p.stat().st_size for p in there)
         for oldest in there:
@@ -158,6 +146,25 @@ class CacheStore:
     def keep(self, came: Mapping[Param, tuple[Span, torch.Tensor]]) -> None:
         """Write what came in messages."""
         self.cache.keep({self.marks[param]: rows for param, rows in came.items() if param in self.marks})
+
+
+def _write(path: Path, tensors: Mapping[str, torch.Tensor], sums: Mapping[str, str]) -> None:
+    """Write float32 tensors and their checksums as a safetensors file, whole or not at all, tensor by tensor.
+
+    Raises MpiconvError if it cannot be written.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(sums)}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with replaced(path, sync=False) as file:  # the checksums find what a loss of power tears
+        os.fchmod(file.fileno(), 0o600)
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(_bytes(tensor))
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
