@@ -60,8 +60,7 @@ class Running:
         startup: Startup,
         first: int,
     ) -> None:
-        self.arguments, self.job, self._net = arguments, job, net
-        self.first = first
+        self.arguments, self.job, self._net, self.first = arguments, job, net, first
         self.rebalancing: Rebalance | None = None
         self._stopping, self._startup = stopping, startup
         self.outputs: list[Any] = []

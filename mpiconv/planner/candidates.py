@@ -140,19 +140,16 @@ def candidates(
     search
         Whether those are among them that a search finds, or a baseline; these take longest.
     most_s
-        Time limit in s: what is found later is left out, but for the plans on one device.
+        What is found after so many s is left out, but for the plans on one device.
     wires
-        Number formats of messages to choose from: all plans are made for the first, the best of them and some that are
-        searched for for each other.
+        Number formats of messages to choose from, the usual one first.
     tell
         Called with a sentence where no split keeps within the limits that were asked for, so that one device does all.
 
     Raises
     ------
     MpiconvError
-        No plan keeps within the memory, or the energy; the limit and the nearest plan are named.
-    UsageError
-        Energy matters and of some device it is not known what it draws.
+        No plan keeps within a limit, which is named; or energy matters and it is not known what some device draws.
     """
     limits = limits_for(cluster, names_of(cluster), memory_limits)
     end_s, streams = perf_counter() + most_s, objective.streams or front

@@ -149,43 +149,35 @@ def choose(
         In the order of the trials. Where the run is ended meanwhile the plan of the last stays; none where that is the
         first and was not timed.
     """
-    tried: list[Trial] = []
-    best: Trial | None = None
+    tried, best, ended = list[Trial](), None, False
     filling = net.settings.in_flight if objective.streams and net.settings.in_flight > 1 else 0
     warm = WARM + filling + (filling > 0)
     each, kept = min(max(TIMED, filling, frames // SHARE - warm), MOST), frames // KEPT
     for number, candidate in enumerate(listed):
         if number and frames - warm - each < kept:
             break
-        estimated = objective.value(candidate, cluster)
-        trial = Trial(candidate.name, candidate.plan, estimated, measure=objective.measured or median)
+        trial = _trial(candidate, objective, cluster)
         if _needless(trial, tried):
             continue
-        if number and best is not None and (why := _kept_from(net, best, trial, cluster, frames)):
-            tried.append(replace(trial, why=why))
-            continue
-        if limit is not None and trial.plan.wire != listed[0].plan.wire:
-            trial = limit.judged(trial)
-            if trial.why:
-                tried.append(trial)
-                continue
-            if trial.error is None:
-                return tried
-        seconds, ended = _timed(run, each, best, filling)
-        frames -= warm + len(seconds)
-        if seconds:
-            tried.append(replace(trial, seconds=tuple(seconds)))
+        if best is not None:
+            smaller = trial.plan.wire != listed[0].plan.wire
+            trial, ended = _admitted(net, best, trial, cluster, frames, limit if smaller else None)
+        seconds, ended = _timed(run, each, best, filling) if not (trial.why or ended) else ([], ended)
+        frames -= warm + len(seconds) if seconds else 0
+        tried += [replace(trial, seconds=tuple(seconds))] if seconds or trial.why else []
         if ended:
             return tried
         best = fastest(tried)
     if frames - 2 * (warm + each) >= kept:
         tried, ended = _again(net, tried, run, each, filling)
-        if ended:
-            return tried
-        best = fastest(tried)
-    if best is not None and not same_work(best.plan, net.plan):
+    if not ended and (best := fastest(tried)) is not None and not same_work(best.plan, net.plan):
         net.adopt(best.plan)
     return tried
+
+
+def _trial(candidate: Candidate, objective: Objective, cluster: Cluster) -> Trial:
+    estimated = objective.value(candidate, cluster)
+    return Trial(candidate.name, candidate.plan, estimated, measure=objective.measured or median)
 
 
 def _needless(trial: Trial, tried: Sequence[Trial]) -> bool:
@@ -242,15 +234,20 @@ def _timed(run: Run, frames: int, best: Trial | None, filling: int) -> tuple[lis
     return seconds, len(seconds) < frames
 
 
-def _kept_from(net: Session, best: Trial, trial: Trial, cluster: Cluster, frames: int) -> str:
-    """Adopt the plan of a trial; or why it is not tried."""
+def _admitted(
+    net: Session, best: Trial, trial: Trial, cluster: Cluster, frames: int, limit: Limit | None
+) -> tuple[Trial, bool]:
+    """Adopt the plan of a trial; the trial with its error, and ``why`` it is not tried; whether the run was ended."""
     why = _not_worth(net, best, trial, cluster, frames)
     try:
         if not why:
             net.adopt(trial.plan)
     except PlanError as error:
-        return str(error)
-    return why
+        why = str(error)
+    if why or limit is None:
+        return replace(trial, why=why), False
+    judged = limit.judged(trial)
+    return judged, judged.error is None
 
 
 def _not_worth(net: Session, best: Trial, trial: Trial, cluster: Cluster, frames: int) -> str:
