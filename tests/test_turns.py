@@ -20,10 +20,15 @@ from mpiconv.graph.trace import trace
 from mpiconv.partition import SCHEMES, Turns, make_plan, make_turns
 from mpiconv.partition.holdings import bytes_moved, holdings
 from mpiconv.partition.plan import at_work, plans_of, same_work
+from mpiconv.partition.schedule import schedule
 from mpiconv.partition.turns import any_plan_of, in_turn, load_any
+from mpiconv.planner.cluster import Cluster
+from mpiconv.planner.memory import peak_bytes
+from mpiconv.planner.turns import TakingTurns, taking_turns
 from mpiconv.runtime.settings import Settings
 from tests.random_nets import nets
 from tests.simulated import assert_close
+from tests.test_simulation import cluster
 
 COMM = MPI.COMM_WORLD
 SHAPE = (1, 3, 16, 16)
@@ -62,7 +67,7 @@ def test_whole_pictures_go_to_every_rank():
     assert in_turn(turns.plans[:1]) is turns.plans[0]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(nets(), st.integers(2, 4), st.data())
 def test_holdings_are_what_any_of_the_plans_needs(net, ranks, data):
     model, picture = net
@@ -249,3 +254,86 @@ def test_a_quick_device_gets_more_of_the_pictures():
         with torch.inference_mode():
             for image, output in zip(images, order, strict=True):
                 assert_close(output, model(image))
+
+
+def wide() -> nn.Module:
+    """Two convolutions of 9.4 MB each, which are too large to be compiled."""
+    return nn.Sequential(nn.Conv2d(512, 512, 3, padding=1), nn.Conv2d(512, 512, 3, padding=1)).eval()
+
+
+WEIGHTS, PICTURE = 2 * 4 * (512 * 512 * 9 + 512), 4 * 512 * 100
+
+
+@pytest.mark.parametrize(("in_flight", "own"), [(2, 1), (3, 1), (4, 2)])
+def test_memory_weights_once_and_buffers_for_each_in_flight(in_flight, own):
+    graph = trace(wide(), (512, 10, 10)).layers
+    turns = make_turns(graph, (1, 512, 10, 10), 2)
+    carried = [schedule(plan, lambda _: "messages") for plan in turns.plans]
+    root, helper = peak_bytes(carried, in_flight=in_flight)
+    assert root.weights_bytes == helper.weights_bytes == WEIGHTS
+    assert root.packed_bytes == helper.packed_bytes
+    assert helper.buffers_bytes == own * PICTURE, "that of the batches that it computes"
+    assert root.buffers_bytes == own * PICTURE, "their answers"
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(nets(), st.integers(2, 4), st.integers(1, 2), st.data())
+def test_memory_is_no_less_than_by_any_of_the_plans(net, ranks, times, data):
+    model, picture = net
+    try:
+        graph = trace(model, picture).layers
+    except ModelError:
+        assume(False)
+    turns = drawn_turns(data, graph, (1, *picture), ranks)
+    carried = [schedule(plan, lambda _: "messages") for plan in turns.plans]
+    together = peak_bytes(carried, in_flight=times * len(carried))
+    each = [peak_bytes(one, in_flight=times) for one in carried]
+    held = holdings(turns)
+    for rank in range(ranks):
+        apart = [memory[rank] for memory in each]
+        assert together[rank].buffers_bytes == sum(memory.buffers_bytes for memory in apart)
+        assert together[rank].staging_bytes == sum(memory.staging_bytes for memory in apart)
+        for name in ("weights_bytes", "packed_bytes", "maps_bytes"):
+            most = max(getattr(memory, name) for memory in apart)
+            assert most <= getattr(together[rank], name) <= sum(getattr(memory, name) for memory in apart)
+        if rank:
+            rows = sum(param.size // param.shape[0] * len(spans[rank]) for param, spans in held.items())
+            assert together[rank].weights_bytes == 4 * rows
+    twice = peak_bytes([carried[0]] * 2, in_flight=2)
+    once = peak_bytes(carried[0], in_flight=2)
+    assert [m.packed_bytes for m in twice] == [m.packed_bytes for m in once]
+    assert [m.buffers_bytes for m in twice] == [m.buffers_bytes for m in once]
+
+
+def estimated(on: Cluster, in_flight: int) -> TakingTurns:
+    return taking_turns(trace(wide(), (512, 10, 10)).layers, on, in_flight=in_flight)
+
+
+def test_devices_manage_together_what_each_does_alone():
+    """Links that cost nothing: in time of their own, so that the slow one holds up nobody."""
+    on = cluster(100.0, 100.0, 25.0, rate=1e12, alpha=0.0)
+    found = estimated(on, 6)
+    alone = [1 / timeline.latency_s for timeline in found.timelines]
+    assert found.pictures_per_s(on) == pytest.approx(sum(alone), rel=1e-2)
+    assert found.latency_s == pytest.approx(1 / min(alone), rel=1e-2)
+    assert found.weight_bytes == [WEIGHTS] * 3
+
+
+@pytest.mark.parametrize("medium", ["switch", "shared"])
+def test_a_slow_link_bounds_what_is_sent(medium):
+    on = cluster(100.0, 100.0, 100.0, rate=1e6, medium=medium)
+    found = estimated(on, 6)
+    own, *others = found.rates(on)
+    assert own == pytest.approx(1 / found.timelines[0].latency_s)
+    moved = PICTURE if medium == "switch" else 2 * PICTURE
+    assert sum(others) == pytest.approx(1e6 / moved), "the root's link has a picture after the other, and answers"
+    quick = cluster(100.0, 100.0, 100.0, rate=1e9, medium=medium)
+    assert estimated(quick, 6).pictures_per_s(quick) > own + sum(others)
+
+
+def test_with_one_batch_each_devices_wait_for_the_next():
+    on = cluster(100.0, 100.0, rate=1e8)
+    found, more = estimated(on, 2), estimated(on, 4)
+    assert found.rates(on)[1] == pytest.approx(1 / found.timelines[1].latency_s)
+    assert more.rates(on)[1] == pytest.approx(1 / more.timelines[1].compute_s.max())
+    assert estimated(on, 1).in_flight == 2, "there cannot be fewer"

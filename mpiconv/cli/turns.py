@@ -50,7 +50,7 @@ def pictures_each(plan: AnyPlan, record: Record) -> str:
     owners = [at_work(each) for each in plan.plans]
     if any(len(ranks) > 1 for ranks in owners):
         return f"turns    each batch by one of {len(owners)} plans, by the first that was free"
-    by = np.bincount(record.compute_time_s.sum(axis=2).argmax(axis=1), minlength=record.ranks)
-    each = ", ".join(f"rank {rank}: {count}" for rank, count in enumerate(by.tolist()))
+    by = np.bincount(record.compute_time_s[..., :-1].sum(axis=2).argmax(axis=1), minlength=record.ranks)
+    each = ", ".join(f"{count} on rank {rank}" for rank, count in enumerate(by.tolist()))
     what = "pictures" if plan.batch == 1 else "batches"
-    return f"turns    whole {what} to each rank, the next one as soon as it is done; {each}"
+    return f"turns    whole {what} to each rank, the next one as soon as it is done: {each}; what follows are means"

@@ -209,9 +209,9 @@ class Passage:
         for index, step in enumerate(slot.steps):
             if step.exchanges or step.room:
                 yield from self._exchanged(step)
-            stamps.append(perf_counter())
             if index == len(slot.steps) - 1 and slot.entry is not Entry.AFTER:
                 yield from self._before_last()
+            stamps.append(perf_counter())
             if step.early:
                 self.pending[index] = Awaited()
             for number, piece in enumerate(step.pieces):
