@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from random import Random
 
 import numpy as np
 import pytest
@@ -12,23 +14,27 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mpiconv.errors import ModelError
-from mpiconv.graph.form import PICTURE
+from mpiconv.graph.form import PICTURE, Graph
 from mpiconv.graph.trace import trace
 from mpiconv.partition import Box, Span, make_plan
 from mpiconv.partition.bounds import bounds, box_of, sizes
 from mpiconv.partition.exchange import exchange
+from mpiconv.partition.plan import Plan
 from mpiconv.partition.receptive import unit_needs
 from mpiconv.planner import rates
 from mpiconv.planner.bounds import Costs, Needs, hulls
 from mpiconv.planner.candidates import candidates
 from mpiconv.planner.cluster import Cluster
 from mpiconv.planner.estimating import estimate
+from mpiconv.planner.gathering import apart, joined
 from mpiconv.planner.proposals import level_shares, levelled, searched
 from mpiconv.planner.rates import Rates
 from mpiconv.planner.search import Search
 from mpiconv.planner.speed import unit_seconds
 from mpiconv.planner.stages import Stage
-from mpiconv.planner.ways import blocks, over, teams, ways
+from mpiconv.planner.ways import Way, blocks, over, teams, ways
+from mpiconv.runtime import distribute
+from mpiconv.runtime.settings import Settings
 from tests.random_nets import nets
 from tests.simulated import assert_close, fused_before, run_split
 from tests.test_simulation import cluster
@@ -62,6 +68,17 @@ def waits_s(own: np.ndarray, need: np.ndarray, on: Cluster) -> np.ndarray:
     if on.medium == "shared":
         arrived = np.maximum(arrived, everything)
     return np.maximum(np.where(received > 0, arrived + alphas, 0), sent)
+
+
+def any_chain(graph: Graph, on: Cluster, choose: Callable[[Sequence[Way]], Way]) -> Plan:
+    """A plan in which each block is split by any way, whatever it takes."""
+    among, names, boxes = ways(graph, on), list[str](), list[tuple[Box, ...]]()
+    for block in blocks(graph):
+        way = choose(among)
+        names += way.names[block.start : block.stop]
+        boxes += map(tuple, way.boxes[block.start : block.stop])
+    count = len(on.devices)
+    return Plan(graph, tuple(names), (1 / count,) * count, 1, tuple(boxes))
 
 
 def all_chains(search: Search) -> list[list[Stage]]:
@@ -263,6 +280,68 @@ def test_what_is_cheap_between_kernels_is_computed_by_all():
     assert plan.schemes == ("kpm", "replicated", "kpm", "root")
     assert [plan.pattern(unit) for unit in range(4)] == ["bcast", "allgatherv", "none", "gatherv"]
     assert estimate(plan, on).latency_s < estimate(other, on).latency_s
+
+
+def test_pooling_may_come_behind_the_exchange():
+    """Slow devices with fast links send each other a row rather than compute it twice; a slow link the other way."""
+    net = nn.Sequential(
+        *(nn.Conv2d(8, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)),
+        *(nn.Conv2d(64, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+    ).eval()
+    graph = trace(net, (8, 32, 32)).layers
+    assert [unit.layers[-1].name for unit in apart(graph).body] == ["0", "2", "5"]
+    fast, slow = (candidates(graph, cluster(1.0, 1.0, rate=rate, alpha=1e-6))[0].plan for rate in (1e9, 1e4))
+    assert (fast.gather, fast.pattern(1)) == ("mixed", "gatherv")
+    assert slow.gather == "pool"
+    assert apart(trace(nn.Sequential(nn.Conv2d(4, 4, 3), nn.MaxPool2d(2)).eval(), (4, 9, 9)).layers) is None
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_units_that_are_joined_again_compute_the_same(seed):
+    """Any plan with pooling apart: what is sent stays apart, the rest is one unit again, and nothing more is sent."""
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Conv2d(8, 8, 3), nn.AvgPool2d(3, 1)),
+        *(nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Flatten(), nn.Linear(12 * 4 * 4, 5)),
+    ).eval()
+    traced, picture = trace(net, (3, 28, 28)), torch.rand(1, 3, 28, 28)
+    plan = any_chain(apart(traced.layers), cluster(1.0, 2.0, 1.0), Random(seed).choice)
+    found = joined(plan, traced.layers)
+    sent = [sum(sum(each.exchanges[source].sizes) for source in each.exchanges) for each in (plan, found)]
+    assert sent[0] == sent[1]
+    with torch.inference_mode():
+        assert_close(run_split(net, found, picture, traced), net(picture))
+
+
+@pytest.mark.parallel([2, 3])
+def test_any_chain_of_ways_is_exact_over_real_ranks():
+    from mpi4py import MPI
+
+    comm, failures = MPI.COMM_WORLD, []
+
+    @settings(max_examples=12, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(nets(), st.randoms(use_true_random=False), st.sampled_from(["auto", "messages"]))
+    def every_rank_draws_the_same(net, random, same_host):
+        model, picture = net
+        try:
+            graph = trace(model, picture).grouped("pool", "split")
+            with torch.inference_mode():
+                images = torch.randn(1, *picture, generator=torch.Generator().manual_seed(3))
+                wanted = model(images.clone())
+            assume(wanted.isfinite().all())
+        except ModelError:
+            assume(False)
+        plan = any_chain(graph, cluster(*[1.0, 2.0, 1.0][: comm.size]), random.choice)
+        root = comm.rank == 0
+        split = distribute(model if root else None, plan if root else None, comm, Settings(same_host=same_host))
+        got = split(images if root else None)
+        split.close()
+        try:
+            assert got is None or assert_close(got, wanted) is None
+        except AssertionError as error:
+            failures.append(f"{model} {picture} {plan}: {error}")
+
+    every_rank_draws_the_same()
+    assert not failures
 
 
 def test_a_bottleneck_is_split_by_rows_first_and_by_kernels_behind():

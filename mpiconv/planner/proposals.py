@@ -16,6 +16,7 @@ from mpiconv.partition.schemes import NO_SPLIT, ROOT, SCHEMES
 from mpiconv.planner.baselines import BASELINES
 from mpiconv.planner.cluster import Cluster
 from mpiconv.planner.estimating import estimate, scheduled
+from mpiconv.planner.gathering import apart, joined
 from mpiconv.planner.limits import Limits
 from mpiconv.planner.memory import peak_bytes
 from mpiconv.planner.search import Search
@@ -95,11 +96,17 @@ def named(graph: Graph, cluster: Cluster, batch: int) -> Proposals:
 def searched(graph: Graph, cluster: Cluster, batch: int = 1) -> Proposals:
     """What the search finds with the devices of each team alone, and if sending counted less since it overlaps.
 
-    Of more than ``MANY`` devices the latter is left out.
+    Of more than ``MANY`` devices the latter is left out, and so are units that end before their pooling.
     """
     search = Search(grouped(graph, "pool", "split"), cluster, batch)
-    for ranks in teams(speeds_of(search.graph, cluster, batch)):
+    several = list(teams(speeds_of(search.graph, cluster, batch)))
+    for ranks in several:
         yield from _found(search, {ROOT, *ranks})
+    finer = apart(graph) if len(cluster.devices) <= MANY else None
+    if finer is not None and several:
+        search = Search(finer, cluster, batch)
+        for ranks in several:
+            yield from ((name, joined(plan, graph)) for name, plan in _found(search, {ROOT, *ranks}))
 
 
 def _found(search: Search, ranks: Collection[int] | None = None) -> Proposals:
