@@ -95,7 +95,11 @@ def run(folder: Path, options: argparse.Namespace) -> Found:
     answers = folder / "answers.jsonl"
     plan = schedule(options.kills, options.pictures, options.ranks, options.victims, random.Random(options.seed))
     found, killed_s = Found(0), list[float]()
-    with subprocess.Popen(command(answers, options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
+    out = folder / "out.json"
+    with (
+        out.open("w") as stdout,
+        subprocess.Popen(command(answers, options), stdout=stdout, stderr=subprocess.PIPE, text=True) as job,
+    ):
         listener = threading.Thread(target=listen, args=(job.stderr, found, killed_s))
         listener.start()
         while job.poll() is None:
@@ -106,9 +110,9 @@ def run(folder: Path, options: argparse.Namespace) -> Found:
                     os.kill(pid, signal.SIGKILL)
                     break
             sleep(LOOK_S)
-        found.out = job.stdout.read()
         listener.join()
         found.status = job.wait()
+    found.out = out.read_text()
     found.wrong = check(answers, options.pictures, options.seed)
     if len(killed_s) < len(plan):
         found.wrong.append(f"only {len(killed_s)} of {len(plan)} kills: the run was too short")

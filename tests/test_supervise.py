@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mpiconv.cli.sweep_check import _Parser, run
 from mpiconv.errors import MpiconvError
+from mpiconv.probe.preflight import SRUN, ask_hosts
 from mpiconv.supervise.command import OWN, for_ranks, without
 from mpiconv.supervise.deciding import LONGEST_PAUSE_S, Again, Ending, Over, decide, pause_s
 from mpiconv.supervise.hosts import NODES, TASKS, expanded, of_hostfile, of_slurm, ranks_left, tasks
+from mpiconv.supervise.supervisor import Order
 
 KILLED = Ending(137, "", 0, 5, 10)
 NO_PROGRESS = Ending(137, "", 5, 5, 10)
@@ -24,6 +29,7 @@ def told(status, said, before=5, after=5, total=10):
     ("endings", "step"),
     [
         pytest.param([told(0, "")], Over(0), id="done"),
+        pytest.param([Ending(0, "", 0, 5, 10, printed=False)], Again(0.0), id="status-0-for-a-lost-host"),
         pytest.param([KILLED], Again(0.0), id="killed-after-answers"),
         pytest.param([told(137, "", 0, 0, None)], Again(0.5), id="killed-at-the-start"),
         pytest.param([KILLED, NO_PROGRESS, NO_PROGRESS], Again(1.0), id="killed-twice-without-an-answer"),
@@ -155,3 +161,31 @@ def test_its_own_options_are_taken_out(words, left, known):
 def test_words_for_fewer_ranks(words, fits, told, known):
     assert for_ranks(words.split(), [0, 2], 3, known) == (fits.split(), told)
     assert for_ranks(words.split(), [0, 1, 2], 3, known) == (words.split(), "")
+
+
+def test_hosts_of_an_allocation_are_asked_by_srun(tmp_path, monkeypatch):
+    """A stand-in for it: there is no SLURM here."""
+    text = '#!/bin/sh\ncase "$*" in *"--nodelist good true") exit 0;; esac\necho down >&2; exit 1\n'
+    (tmp_path / "srun").write_text(text)
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert ask_hosts(["good", "bad"], SRUN) == {"good": "", "bad": "down"}
+    monkeypatch.setenv("PATH", "/nosuch")
+    with pytest.raises(MpiconvError, match="there is no srun here"):
+        ask_hosts(["good"], SRUN)
+
+
+def test_the_command_line_of_a_start(tmp_path, known):
+    (tmp_path / "hosts").write_text("a slots=2\nb slots=1\n")
+    words = ["--model", "digits", "--shares", "1,2,3"]
+    order = Order(words, known, ["mpirun"], None, of_hostfile(tmp_path / "hosts"), "hosts", "a.jsonl", False, 3)
+    start = [sys.executable, "-m", "mpiconv", "run", "--model", "digits", "--shares"]
+    whole, told = order.command({"a", "b"}, 0, tmp_path, resume=False)
+    assert (whole, told) == (["mpirun", "--hostfile", "hosts", *start, "1,2,3", *OWN_WORDS, "0"], "")
+    fewer, told = order.command({"a"}, 4, tmp_path, resume=True)
+    own = ["--answers", "a.jsonl", "--resume", "--restarted", "4"]
+    assert (fewer, told) == (["mpirun", "-n", "2", "--hostfile", str(tmp_path / "hosts"), *start, "1,2", *own], "")
+    assert (tmp_path / "hosts").read_text() == "a slots=2\n"
+
+
+OWN_WORDS = ("--answers", "a.jsonl", "--restarted")

@@ -137,7 +137,8 @@ class Child:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         mark = f"{VARIABLE}={self._mark}".encode()
-        while found := [pid for pid in _processes() if mark in _environment(pid)]:
+        end = monotonic() + SOFTLY_S
+        while monotonic() < end and (found := [pid for pid in _processes() if mark in _environment(pid)]):
             for pid in found:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

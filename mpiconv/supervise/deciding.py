@@ -27,6 +27,8 @@ class Ending:
         How many pictures had their answer when it was started, and at its end.
     total
         How many pictures there are; None where that is not known yet.
+    printed
+        Whether the run printed its results. Open MPI may end with status 0 when a host is lost, but nothing is printed.
     """
 
     status: int
@@ -34,6 +36,7 @@ class Ending:
     before: int
     after: int
     total: int | None
+    printed: bool = True
 
     @property
     def answered(self) -> bool:
@@ -70,7 +73,7 @@ class Over:
 def decide(endings: list[Ending], most: int) -> Again | Over:
     """What to do after the last of the endings so far; ``most`` is how often mpirun may be started again."""
     last = endings[-1]
-    if last.status == 0:
+    if last.status == 0 and last.printed:
         return Over(0)
     if last.said and (last.status == WRONG_USAGE or last.whole or _same_again(endings)):
         return Over(WRONG_USAGE if last.status == WRONG_USAGE else 1, last.said)

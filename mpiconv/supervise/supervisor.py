@@ -6,9 +6,11 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import SIGUSR1
+from threading import Thread
 from time import monotonic, sleep, strftime
 
 from mpiconv.measure.answers import read_answers, read_identity
@@ -114,10 +116,12 @@ class Supervisor:
             living = self._living()
             while True:
                 out, ending, how = b"", self._ending(NOBODY, ""), "no host answers"
+                if self._signal_came():
+                    return out, self._signalled(ending)
                 if living or not self._order.places:
                     out, ending, how = self._attempt(living, Path(folder))
                 self._endings.append(ending)
-                if self._caught.number:
+                if self._signal_came():
                     return out, self._signalled(ending)
                 step = decide(self._endings, self._order.most)
                 if isinstance(step, Over):
@@ -153,7 +157,7 @@ class Supervisor:
             self._caught.tell(None)
         self._lost_s = monotonic()
         why = child.said or ("" if child.death else child.last_words)
-        ending = self._ending(status, why, len(before))
+        ending = replace(self._ending(status, why, len(before)), printed=bool(child.out))
         return child.out, ending, child.death or why or f"mpirun ended with status {status}"
 
     def _ending(self, status: int, said: str, before: int | None = None) -> Ending:
@@ -179,9 +183,24 @@ class Supervisor:
         return state[1] if state else 0
 
     def _living(self) -> set[str]:
-        """The hosts that answer; none where there is no list of them."""
+        """The hosts that answer; none where there is no list of them, or a signal comes meanwhile."""
         hosts = list(dict.fromkeys(place.host for place in self._order.places))
-        return {host for host, reason in self._ask(hosts).items() if not reason} if hosts else set()
+        if not hosts:
+            return set()
+        asking = Future[dict[str, str]]()
+
+        def ask() -> None:
+            try:
+                asking.set_result(self._ask(hosts))
+            except BaseException as error:
+                asking.set_exception(error)
+
+        Thread(target=ask, daemon=True).start()  # which nobody waits for after a signal
+        while not asking.done():
+            if self._caught.number:
+                return set()
+            sleep(LOOK_S)
+        return {host for host, reason in asking.result().items() if not reason}
 
     def _standing(self, ending: Ending, living: set[str], pause_s: float) -> str:
         hosts = len({place.host for place in self._order.places})
@@ -193,6 +212,9 @@ class Supervisor:
         end = monotonic() + pause_s
         while monotonic() < end and not self._caught.number:
             sleep(LOOK_S)
+
+    def _signal_came(self) -> bool:
+        return self._caught.number > 0
 
     def _signalled(self, ending: Ending) -> Over:
         """What becomes of the end that a signal to this process asked for. Raises Ended for SIGTERM."""
