@@ -31,11 +31,13 @@ from mpiconv.planner.proposals import names_of
 from mpiconv.planner.simulation import simulate, simulate_stream
 from mpiconv.planner.throughput import DEPTHS, ENOUGH, flow, pictures_per_s_at_most
 from mpiconv.runtime.settings import Settings
+from mpiconv.runtime.trials import choose
 from tests.browser import opened
 from tests.conftest import mpiconv as run
 from tests.random_nets import SHARES, nets
-from tests.simulated import assert_close
+from tests.simulated import assert_close, run_split
 from tests.test_simulation import cluster
+from tests.test_trials import OWN, B, Fake
 
 FEW = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 MEDIA = st.sampled_from(["switch", "shared"])
@@ -177,6 +179,25 @@ def test_no_pipeline_is_better(layers, speeds, rate, medium, in_order):
         assert not best or found[-1].busy_s == pytest.approx(min(best))
 
 
+@settings(FEW, max_examples=20)
+@given(nets())
+def test_every_pipeline_is_exact(net):
+    """Of any network that is not one block, also with branches; what only the root can compute makes none."""
+    model, picture = net
+    try:
+        traced = trace(model, picture)
+    except ModelError:
+        assume(False)
+    ways = Pipelines(traced.layers, cluster(0.5, 1.0, 0.8, rate=1e9, alpha=1e-6))
+    found = ways.find()
+    assert bool(found) is (len(ways.stops) > 2 and not any(unit.opaque for unit in ways.graph.body))
+    image = torch.rand(1, *picture)
+    with torch.inference_mode():
+        answer = model(image)
+    for part in found:
+        assert_close(run_split(model, ways.plan(part), image), answer)
+
+
 def test_more_devices_make_longer_pipelines(monkeypatch):
     """Of equal devices with fast links as many parts as blocks; in a fixed order as good."""
     graph, on = graph_of(6), cluster(*[1.0] * 6, rate=1e9, alpha=1e-6)
@@ -262,6 +283,26 @@ def test_no_more_in_flight_than_there_is_memory_for():
         assert limits.broken(each.memory) is None
         if each.flow:
             assert each.memory == Flowing(on, each.flow.in_flight, limits).one(each).memory
+
+
+class Unsteady(Fake):
+    """By one plan every fifth picture takes eight times as long."""
+
+    def run(self, count: int) -> list[float]:
+        before = len(self.run_by)
+        seconds = super().run(count)
+        slow = self.named(self.plan) == "0.5"
+        return [8 * each if slow and (before + i) % 5 == 4 else each for i, each in enumerate(seconds)]
+
+
+@pytest.mark.parametrize(("name", "chosen"), [("latency", "0.5"), ("p90", "own"), ("throughput", "own")])
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_trials_measure_what_is_wanted(name, chosen, in_flight):
+    fake = Unsteady({"own": 0.1, "0.5": 0.05}, OWN.plan, settings=Settings(in_flight=in_flight))
+    found = choose(fake, [OWN, B], cluster(1.0, 1.0), fake.run, 1000, OBJECTIVES[name])
+    assert fake.named(fake.plan) == chosen
+    wanted = {"latency": 0.05, "p90": 0.4, "throughput": 0.12}[name]
+    assert found[1].measured_s == pytest.approx(wanted, rel=0.3)
 
 
 @pytest.mark.parallel(3)

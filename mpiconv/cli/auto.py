@@ -45,11 +45,15 @@ ENOUGH_REPEATS = 20
 
 
 def wants_auto(arguments: argparse.Namespace, ranks: int) -> bool:
-    """Whether the planner is to choose: where that is asked for, or several ranks run and nothing says how to split."""
+    """Whether the planner is to choose: where that is asked for, or several ranks run and nothing says how to split.
+
+    An objective asks for it too.
+    """
     if arguments.plan:
         return False
     said = [name for name in CHOSEN_BY_PLANNER if getattr(arguments, name) is not None]
-    return bool(arguments.scheme == AUTO or (arguments.scheme is None and ranks > 1 and not said))
+    asked = ranks > 1 or arguments.objective or arguments.energy_limit
+    return bool(arguments.scheme == AUTO or (arguments.scheme is None and asked and not said))
 
 
 def wants_baseline(arguments: argparse.Namespace) -> bool:

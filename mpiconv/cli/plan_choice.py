@@ -173,7 +173,10 @@ def _device(cluster: Cluster, host: str, path: str) -> int:
 
 
 def _text(answer: Answer, arguments: argparse.Namespace) -> list[str]:
-    lines = [sentence(answer), f"Estimated from {answer.path}, not measured."]
+    told = f"Estimated from {answer.path}, not measured."
+    if answer.objective.name == "p90":
+        told += " Nothing is known of scatter before a run: the 90th percentile is taken to be the latency."
+    lines = [sentence(answer), told]
     lines += [f"{answer.about_wires}."] if answer.about_wires else []
     lines += ["", *table(answer), *NOTES, ""]
     if answer.pareto:
