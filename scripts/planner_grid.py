@@ -6,6 +6,7 @@ round, so that what else the machine does hits all alike; their weights come fro
   python scripts/planner_grid.py             all cells, up to three hours; those in results/planner_grid.jsonl are there
   python scripts/planner_grid.py --quick     a few cells, one round each, into results/quick
   python scripts/planner_grid.py --only equal-4,12.5,switch,alexnet
+  python scripts/planner_grid.py --papers    VGG16 on as many emulated devices and about such links as papers have Pis
   python scripts/planner_grid.py --report    no runs: the table on stdout, and the figure docs/planner.png
 
 Needs a machine that can bring up emulated labs (root, Linux, tc).
@@ -33,13 +34,18 @@ sys.path.insert(0, str(ROOT))
 
 LABS = {
     "equal-2": ["--devices", "2", "--pace", "8"],
+    "equal-3": ["--devices", "3", "--pace", "8"],
     "equal-4": ["--devices", "4", "--pace", "8"],
     "equal-8": ["--devices", "8", "--pace", "8"],
     "pi4-nx-laptop": ["hostfiles/labs/pi4-nx-laptop.toml"],
 }
-RATES, MEDIA = ("100", "12.5", "1.25"), ("switch", "shared")
+RATES, MEDIA = ("12.5", "100", "1.25"), ("switch", "shared")
 NETWORKS = ("alexnet", "vgg11", "resnet18", "mobilenet_v2")
 QUICK = [("equal-2", "100", "switch", "digits"), ("pi4-nx-laptop", "12.5", "shared", "digits")]
+PAPERS = [("equal-3", "100", "switch", "vgg16"), ("equal-8", "12.5", "switch", "vgg16"),
+          ("equal-8", "6.25", "shared", "vgg16")]  # fmt: skip
+"""HALP: three Pi 4, Gigabit; AOFL and PICO: eight Pis on Wi-Fi, here once a switch and once a medium of 50 Mbit/s."""
+
 SCHEMES = ("kpm", "wpm", "grid", "fused")
 
 ROUNDS, TIMED, HOPELESS = 3, 2, 3.0
@@ -57,6 +63,7 @@ def main() -> int:
     """Run the cells that are missing, then report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few cells of the digits network, one round each")
+    parser.add_argument("--papers", action="store_true", help="VGG16 where papers say what they gained")
     parser.add_argument("--only", metavar="LAB,RATE,MEDIUM,NETWORK", help="cells that have these words")
     parser.add_argument("--report", action="store_true", help="run nothing, print the table of what was measured")
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="default: results/planner_grid.jsonl")
@@ -81,12 +88,15 @@ def main() -> int:
 
 def wanted(arguments: argparse.Namespace) -> list[Cell]:
     """The cells to measure, those first that say most: every lab before every rate and medium."""
+    if arguments.papers:
+        return PAPERS
     cells: list[Cell] = (
         QUICK
         if arguments.quick
         else [
             (lab, rate, medium, network)
-            for medium, rate, network, lab in product(MEDIA, ("12.5", "100", "1.25"), NETWORKS, LABS)
+            for medium, rate, network, lab in product(MEDIA, RATES, NETWORKS, LABS)
+            if lab != "equal-3"
         ]
     )
     words = arguments.only.split(",") if arguments.only else []

@@ -18,7 +18,7 @@ from mpiconv.planner.candidates import Candidate
 from mpiconv.planner.proposals import undivided
 from mpiconv.planner.simulation import Timeline
 from mpiconv.runtime.settings import Settings
-from mpiconv.runtime.trials import HOPELESS, MOST, TIMED, WARM, choose, fastest, shortlist
+from mpiconv.runtime.trials import CLOSE, HOPELESS, MOST, TIMED, WARM, choose, fastest, shortlist
 from tests.test_simulation import cluster
 
 MODEL = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)).eval()
@@ -85,8 +85,29 @@ def test_the_fastest_as_measured_stays(best):
 
 def test_one_device_stays_where_nothing_is_faster():
     fake = Fake({"own": 0.1, "0.5": 0.1}, OWN.plan)
+    assert fastest(tried(fake, [OWN, B], frames=50)).name == "own"
+    assert fake.adopted[0] == "0.5"
+    assert fake.adopted[-1] == "own"
+
+
+@pytest.mark.parametrize(("ratio", "more"), [(CLOSE * 1.01, 1), (CLOSE * 0.99, 2), (1 / (CLOSE * 0.99), 2), (0.5, 1)])
+def test_a_split_that_is_about_as_fast_as_one_device_is_timed_once_more(ratio, more):
+    fake = Fake({"own": 0.1, "0.5": 0.1 * ratio, "0.75": 0.13}, OWN.plan)
+    assert [each.frames for each in tried(fake, [OWN, B, C])] == [more * MOST, more * MOST, MOST]
+
+
+def test_a_lucky_first_trial_is_found_out():
+    """What is measured again counts as much as what was measured first."""
+
+    class Lucky(Fake):
+        def run(self, count: int) -> list[float]:
+            found = super().run(count)
+            lucky = self.run_by.count("0.5") <= WARM + MOST
+            return [0.097] * len(found) if self.named(self.plan) == "0.5" and lucky else found
+
+    fake = Lucky({"own": 0.1, "0.5": 0.105}, OWN.plan)
     assert fastest(tried(fake, [OWN, B])).name == "own"
-    assert fake.adopted == ["0.5", "own"]
+    assert fake.named(fake.plan) == "own"
 
 
 def test_of_a_hopeless_plan_one_picture_is_timed():

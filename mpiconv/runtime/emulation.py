@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
 from time import perf_counter, sleep, thread_time
 from typing import Any
 
@@ -53,15 +52,16 @@ def injected(text: str) -> Slow:
 class Paced:
     """A computation on a slower device: it takes ``pace`` times as long, the rest of it asleep.
 
-    How long it takes on this core undisturbed is the median CPU time of second runs on the same input during the first
-    calls: later ones find the caches cold from sleeping, which a slower device would not. ``overrun`` counts the calls
+    How long it takes on this core undisturbed is the least CPU time of further runs on the same input during the first
+    calls: later ones find the caches cold from sleeping, which a slower device would not, and other emulated devices
+    that compute at the same time only add to it. ``overrun`` counts the calls
     after those that took longer than ``pace`` times that anyway, because others wanted the core too.
 
     ``slow`` is what the device is slowed by in the middle of the run, whose frame is ``frame``; all that has begun by
     then counts, as a product. A device is made no faster than its core.
     """
 
-    TRIED = 3
+    TRIED, AGAIN = 3, 2
 
     def __init__(self, compute: Callable[..., Any], pace: float, slow: Sequence[Slow] = ()) -> None:
         self.compute, self.pace, self.slow = compute, pace, slow
@@ -73,16 +73,17 @@ class Paced:
         """Compute, then sleep."""
         begin = perf_counter()
         output = self.compute(*inputs)
-        if len(self.tried) < self.TRIED:
-            busy = thread_time()
-            output = self.compute(*inputs)
-            self.tried.append(thread_time() - busy)
+        if len(self.tried) < self.TRIED * self.AGAIN:
+            for _ in range(self.AGAIN):
+                busy = thread_time()
+                output = self.compute(*inputs)
+                self.tried.append(thread_time() - busy)
         else:
             self.calls += 1
         pace = self.pace * math.prod(each.factor for each in self.slow if each.frame <= self.frame)
-        rest = begin + pace * median(self.tried) - perf_counter()
+        rest = begin + pace * min(self.tried) - perf_counter()
         if rest > 0:
             sleep(rest)
-        elif len(self.tried) == self.TRIED and self.calls and pace > 1:
+        elif self.calls and pace > 1:
             self.overrun += 1
         return output

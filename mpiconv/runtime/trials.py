@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from mpiconv.errors import PlanError
@@ -30,6 +30,9 @@ KEPT = 3
 MARGIN = 1.02
 """A few pictures do not tell a gain that is smaller from noise."""
 
+CLOSE = 1.1
+"""The fastest split and the fastest plan on one device are timed once more where they differ by less than this."""
+
 HOPELESS = 3.0
 """A trial ends once its first timed picture took more than HOPELESS times the best plan's median."""
 
@@ -42,17 +45,23 @@ Run = Callable[[int], Sequence[float]]
 
 @dataclass(frozen=True)
 class Trial:
-    """A plan, what a picture was estimated to take by it, and what it took.
-
-    ``measured_s`` is the median in s over ``frames`` batches; infinite where it was not tried, and ``why`` says why.
-    """
+    """A plan, what a picture was estimated to take by it, and the s that batches took; ``why`` it was not tried."""
 
     name: str
     plan: Plan
     estimated_s: float
-    measured_s: float = math.inf
-    frames: int = 0
+    seconds: tuple[float, ...] = ()
     why: str = ""
+
+    @property
+    def measured_s(self) -> float:
+        """The median in s; infinite where it was not tried."""
+        return median(self.seconds) if self.seconds else math.inf
+
+    @property
+    def frames(self) -> int:
+        """Over how many batches."""
+        return len(self.seconds)
 
 
 def shortlist(found: Sequence[Candidate]) -> list[Candidate]:
@@ -93,21 +102,18 @@ def choose(net: Session, listed: Sequence[Candidate], cluster: Cluster, run: Run
         if number and frames - WARM - each < kept:
             break
         trial = Trial(candidate.name, candidate.plan, candidate.latency_s)
-        if number and best is not None:
-            why = _not_worth(net, best, trial, cluster, frames)
-            try:
-                if not why:
-                    net.adopt(candidate.plan)
-            except PlanError as error:
-                why = str(error)
-            if why:
-                tried.append(Trial(trial.name, trial.plan, trial.estimated_s, why=why))
-                continue
+        if number and best is not None and (why := _kept_from(net, best, trial, cluster, frames)):
+            tried.append(replace(trial, why=why))
+            continue
         seconds, ended = _timed(run, each, best)
         frames -= WARM + len(seconds)
         if seconds:
-            trial = Trial(trial.name, trial.plan, trial.estimated_s, median(seconds), len(seconds))
-            tried.append(trial)
+            tried.append(replace(trial, seconds=tuple(seconds)))
+        if ended:
+            return tried
+        best = fastest(tried)
+    if frames - 2 * (WARM + each) >= kept:
+        tried, ended = _again(net, tried, run, each)
         if ended:
             return tried
         best = fastest(tried)
@@ -123,6 +129,29 @@ def fastest(tried: Sequence[Trial]) -> Trial | None:
     return best if best is None or MARGIN * best.measured_s <= timed[0].measured_s else timed[0]
 
 
+def _again(net: Session, tried: Sequence[Trial], run: Run, frames: int) -> tuple[list[Trial], bool]:
+    """The trials, with more pictures of those that are too close to tell apart; and whether the run was ended."""
+    found, ended = list(tried), False
+    for rival in _rivals(tried):
+        if not ended:
+            if not same_work(rival.plan, net.plan):
+                net.adopt(rival.plan)
+            more, ended = _timed(run, frames, None)
+            found[tried.index(rival)] = replace(rival, seconds=(*rival.seconds, *more))
+    return found, ended
+
+
+def _rivals(tried: Sequence[Trial]) -> list[Trial]:
+    """The fastest split and the fastest plan on one device, where they are close to each other; the faster one last."""
+    timed = sorted((each for each in tried if each.frames), key=lambda each: -each.measured_s)
+    splits = [each for each in timed if len(at_work(each.plan)) > 1]
+    alone = [each for each in timed if len(at_work(each.plan)) == 1]
+    if not splits or not alone:
+        return []
+    found = [each for each in timed if each in (splits[-1], alone[-1])]
+    return found if found[0].measured_s < CLOSE * found[1].measured_s else []
+
+
 def _timed(run: Run, frames: int, best: Trial | None) -> tuple[list[float], bool]:
     """What some pictures take each, after one that is not counted, and whether the run was ended meanwhile.
 
@@ -135,6 +164,17 @@ def _timed(run: Run, frames: int, best: Trial | None) -> tuple[list[float], bool
         return seconds, not seconds
     seconds += run(frames - 1)
     return seconds, len(seconds) < frames
+
+
+def _kept_from(net: Session, best: Trial, trial: Trial, cluster: Cluster, frames: int) -> str:
+    """Adopt the plan of a trial; or why it is not tried."""
+    why = _not_worth(net, best, trial, cluster, frames)
+    try:
+        if not why:
+            net.adopt(trial.plan)
+    except PlanError as error:
+        return str(error)
+    return why
 
 
 def _not_worth(net: Session, best: Trial, trial: Trial, cluster: Cluster, frames: int) -> str:
