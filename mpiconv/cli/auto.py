@@ -81,7 +81,7 @@ def find_cluster(
         if not wanted:
             return None
         graph = on_root(team, network, what="loading the network")
-        found, _ = probe(team, ROUNDS, pace, arguments.dilation)
+        found, _ = probe(team, ROUNDS, pace, arguments.dilation, wait=arguments.wait)
         if team.size == 1:
             return found
         measured = UnitProbe(arguments.batch or 1, UNITS_S, UNIT_ROUNDS, arguments.compute, pace)

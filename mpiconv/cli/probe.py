@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from mpiconv.cli.options import add_emulation_options, positive, size
 
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{QUICK_ROUNDS} rounds: a third of the time, for values that scatter more",
     )
     parser.add_argument("--json", action="store_true", help="print what is in the file as one JSON object")
+    parser.set_defaults(wait=os.environ.get("MPICONV_WAIT", "auto"))
     _add_units(parser)
     add_emulation_options(parser)
 

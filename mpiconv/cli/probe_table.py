@@ -44,7 +44,7 @@ def measure(arguments: argparse.Namespace) -> int:
     on_root(team, lambda: check_writable(arguments.out))
     graph = on_root(team, lambda: build_graph(arguments) if arguments.model else None)
     with _bar(team, arguments.repeats, "rounds") as bar:
-        cluster, notes = probe(team, arguments.repeats, pace, arguments.dilation, bar.update)
+        cluster, notes = probe(team, arguments.repeats, pace, arguments.dilation, bar.update, arguments.wait)
     if arguments.model:
         cluster, more = _units(arguments, team, cluster, graph, pace)
         notes += more

@@ -47,6 +47,8 @@ class Device:
         What it draws, for every key in ``POWERS``, with ``threads`` threads; empty where it is not known.
     unit_seconds
         What was measured of units, by their ``shape_key``: (channels, rows, columns, batch, seconds) of boxes.
+    message_s, message_s_per_byte
+        What a message of a map takes there beyond its link, for packing, copies and waking up: always, and per B.
 
     Raises
     ------
@@ -63,6 +65,8 @@ class Device:
     pace: float = 1.0
     power_w: Mapping[str, float] = field(default_factory=dict)
     unit_seconds: Mapping[str, Sequence[Point]] = field(default_factory=dict)
+    message_s: float = 0.0
+    message_s_per_byte: float = 0.0
 
     def __post_init__(self) -> None:
         where = f"device {self.host}"
@@ -73,7 +77,8 @@ class Device:
         for key, value in {**speeds, "weight_bytes_per_s": self.weight_bytes_per_s}.items():
             _above_zero(where, key, value)
         _at_least(where, 1, cores=self.cores, threads=self.threads, pace=self.pace)
-        _at_least(where, 0, memory_bytes=self.memory_bytes)
+        _at_least(where, 0, memory_bytes=self.memory_bytes, message_s=self.message_s)
+        _at_least(where, 0, message_s_per_byte=self.message_s_per_byte)
         units = {key: points_of(f"{where}: unit_seconds.{key}", each) for key, each in self.unit_seconds.items()}
         object.__setattr__(self, "unit_seconds", units)
 
@@ -203,8 +208,9 @@ class Cluster:
         data = {key: value for key, value in asdict(self).items() if value is not None}
         devices, links = data.pop("devices"), data.pop("links")
         for device in devices:
-            if not device["unit_seconds"]:
-                del device["unit_seconds"]
+            for key in ("unit_seconds", "message_s", "message_s_per_byte"):
+                if not device[key]:
+                    del device[key]
         return {"mpiconv_cluster": CLUSTER_VERSION, **data, "link": list(links), "device": list(devices)}
 
     @classmethod
@@ -292,8 +298,10 @@ _DEVICE = {
     "pace": "a number",
     "power_w": "a table",
     "unit_seconds": "a table",
+    "message_s": "a number",
+    "message_s_per_byte": "a number",
 }
-_OPTIONAL = ("pace", "power_w", "unit_seconds")
+_OPTIONAL = ("pace", "power_w", "unit_seconds", "message_s", "message_s_per_byte")
 _LINK = {
     "source": "a whole number",
     "target": "a whole number",

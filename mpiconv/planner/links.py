@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from mpiconv.planner.cluster import Cluster
@@ -10,7 +12,8 @@ from mpiconv.planner.cluster import Cluster
 class Links:
     """When what is sent over the links of a cluster has arrived, one message after the other.
 
-    Ranks whose devices have the same host name exchange maps through memory, which costs a copy.
+    Ranks whose devices have the same host name exchange maps through memory, which costs a copy. What messages take
+    at either end comes on top: it delays a message, but keeps no link busy.
     """
 
     def __init__(self, cluster: Cluster) -> None:
@@ -20,6 +23,8 @@ class Links:
         hosts = np.array([numbers[device.host] for device in devices])
         self._near = hosts[:, None] == hosts[None]
         self._copy_bytes_per_s = np.array([device.weight_bytes_per_s for device in devices], dtype=float)
+        self._message_s = np.array([device.message_s for device in devices])
+        self._message_s_per_byte = np.array([device.message_s_per_byte for device in devices])
         apart = ~np.eye(count, dtype=bool)
         self._alpha_s, self._bytes_per_s = np.zeros((count, count)), np.ones((count, count))
         self._alpha_s[apart] = [link.alpha_s for link in cluster.links]
@@ -41,7 +46,8 @@ class Links:
         Messages from one source are ready at the same time.
         """
         near = self._near[sources, targets]
-        arrived = ready_s + payload_bytes / self._copy_bytes_per_s[sources]
+        extra = self._at_ends(sources, targets, payload_bytes)
+        arrived = ready_s + payload_bytes / self._copy_bytes_per_s[sources] + extra
         if near.all():
             return np.asarray(arrived)
         far = np.flatnonzero(~near)
@@ -62,8 +68,14 @@ class Links:
                 air_free = end
             ends.append(end)
         self._air_free = air_free
-        arrived[far] = ends + self._alpha_s[sources, targets]
+        arrived[far] = ends + self._alpha_s[sources, targets] + extra[far]
         return np.asarray(arrived)
+
+    def _at_ends(self, sources: Any, targets: Any, payload_bytes: Any) -> np.ndarray:
+        """S that messages take beyond their links, of both ends the longer."""
+        each, per_byte = self._message_s, self._message_s_per_byte
+        takes = np.maximum(each[sources], each[targets])
+        return np.asarray(takes + payload_bytes * np.maximum(per_byte[sources], per_byte[targets]))
 
     def spread(self, source: int, targets: np.ndarray, payload_bytes: float, ready_s: float) -> np.ndarray:
         """Send a message once to several ranks (multicast); when each of them has it.
@@ -71,10 +83,11 @@ class Links:
         It takes the sender's end of its link once, and that of every receiver; a switch keeps what a receiver's link
         cannot take yet. On a shared medium it is on the air once, at the rate of the slowest link.
         """
-        arrived = np.full(len(targets), ready_s + payload_bytes / self._copy_bytes_per_s[source])
+        extra = self._at_ends(source, targets, payload_bytes)
+        arrived = ready_s + payload_bytes / self._copy_bytes_per_s[source] + extra
         far = np.flatnonzero(~self._near[source, targets])
         if not len(far):
-            return arrived
+            return np.asarray(arrived)
         there = targets[far]
         takes = payload_bytes / self._bytes_per_s[source, there]
         begin = max(ready_s, self._out_free[source], self._air_free)
@@ -88,5 +101,5 @@ class Links:
         self._out_free[source] = float(begin + takes.max())
         for target, end in zip(there.tolist(), ends.tolist(), strict=True):
             self._in_free[target] = end
-        arrived[far] = ends + self._alpha_s[source, there]
-        return arrived
+        arrived[far] = ends + self._alpha_s[source, there] + extra[far]
+        return np.asarray(arrived)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 TALK_S = 0.25
 SHARED_BELOW = 0.75
 LEAST_STEPS = 8
+MOST_BYTES = 2**26
 
 TELLING = 1.2
 """Two media are told apart in a ring only where what it would take over them differs by this factor."""
@@ -88,7 +89,8 @@ class MediumProbe:
         self.sizes = {source: int(size) for source, (size, _) in chosen.items()}
         if len(self.pairs) == 3:
             self.sizes = dict.fromkeys(self.sizes, min(self.sizes.values()))
-            self.steps = math.ceil(TALK_S / max(seconds for _, seconds in chosen.values()))
+            steps = math.ceil(TALK_S / max(seconds for _, seconds in chosen.values()))
+            self.steps = min(steps, MOST_BYTES // next(iter(self.sizes.values())))
 
     def round(self) -> None:
         """Measure each pair alone, then all at once. Collective."""
@@ -120,11 +122,14 @@ class MediumProbe:
         after, before = dict(pairs), {target: source for source, target in pairs}
         if rank not in after and rank not in before:
             return 0.0
-        sent, received = np.zeros(size, np.uint8), np.empty(size, np.uint8)
-        to, source = after.get(rank, MPI.PROC_NULL), before.get(rank, MPI.PROC_NULL)
+        sent, received = np.zeros(size, np.uint8), np.empty((self.steps, size), np.uint8)
+        requests = []
         begin = perf_counter()
-        for _ in range(self.steps):
-            self.team.comm.Sendrecv(sent, to, TAG, received, source, TAG)
+        if rank in before:
+            requests += [self.team.comm.Irecv(row, before[rank], TAG) for row in received]
+        if rank in after:  # all at once: what says that a message may come would wait behind another
+            requests += [self.team.comm.Isend(sent, after[rank], TAG) for _ in range(self.steps)]
+        MPI.Request.Waitall(requests)
         return float((perf_counter() - begin) / self.steps)
 
     def verdict(self) -> Verdict:

@@ -11,6 +11,7 @@ import mpiconv
 from mpiconv.job.control import allgather_json
 from mpiconv.job.host import describe, machine_id
 from mpiconv.planner.cluster import UNIT_KINDS, Cluster, Device, Link
+from mpiconv.probe.exchanges import with_exchanges
 from mpiconv.probe.links import LinkProbe
 from mpiconv.probe.medium import MediumProbe
 from mpiconv.probe.speed import SpeedProbe
@@ -27,11 +28,11 @@ def probe(
     pace: float = 1.0,
     dilation: float = 1.0,
     progress: Callable[[], object] = lambda: None,
+    wait: str = "auto",
 ) -> tuple[Cluster, list[str]]:
     """Measure every rank and every link between two; all ranks return the same. Collective.
 
     Returns the cluster, and what should be known of how well it was measured: a sentence for every rank that was busy.
-
     What disturbs a measurement on a shared machine comes and goes, so all is measured in every round, and the rounds
     that were slower are left out.
 
@@ -47,6 +48,8 @@ def probe(
         All times are divided by it.
     progress
         Called after every round.
+    wait
+        How a run is to wait for messages, as ``--wait`` says.
     """
     me = describe()
     about = allgather_json(team, {"host": me["host"], "machine": machine_id(), "pace": pace})
@@ -78,7 +81,7 @@ def probe(
         creator=f"mpiconv {mpiconv.__version__}",
     )
     kept = None if ratio is None else shorter(ratio)
-    return replace(cluster, medium=kind, medium_ratio=kept, medium_reason=reason), notes
+    return with_exchanges(team, replace(cluster, medium=kind, medium_ratio=kept, medium_reason=reason), wait), notes
 
 
 def _device(me: dict[str, Any], speed: SpeedProbe, pace: float) -> Device:
