@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import isfinite
 from typing import Any
 
@@ -91,6 +92,9 @@ def find_cluster(
                 f"{arguments.cluster} is a cluster of {counted(len(cluster.devices), 'device')} and "
                 f"{counted(team.size, 'rank')} are running"
             )
+        if cluster.medium == "multicast":
+            note(f"{arguments.cluster} has the medium multicast, by which no run sends yet: planned as for a switch")
+            cluster = replace(cluster, medium="switch")
         return cluster.to_dict()
 
     loaded = on_root(team, load)

@@ -36,6 +36,8 @@ NOTES = (
     "first start: until the weights are where they are needed; later starts have them from the weight cache.",
 )
 
+MULTICAST = "What several devices need alike is taken to be sent once (multicast): estimated, no run sends so yet."
+
 NOT_ASKED = ("scheme", "shares", "offload", "gather", "head", "ranks", "plan")
 
 
@@ -134,7 +136,8 @@ def _show_baseline(arguments: argparse.Namespace) -> int:
         f"{'picture' if batch == 1 else 'batch'}; {names_of(cluster)[0]} alone takes "
         f"{seconds(estimate(alone, cluster).latency_s)}."
     )
-    print(f"Estimated from {arguments.cluster}, not measured.\n\n{plan}\n")
+    about = f"\n{MULTICAST}" if cluster.medium == "multicast" else ""
+    print(f"Estimated from {arguments.cluster}, not measured.{about}\n\n{plan}\n")
     print("\n".join(_next(arguments, cluster, "it")))
     return 0
 
@@ -203,6 +206,7 @@ def _device(cluster: Cluster, host: str, path: str) -> int:
 def _text(answer: Answer, arguments: argparse.Namespace) -> list[str]:
     lines = [sentence(answer), f"Estimated from {answer.path}, not measured."]
     lines += [f"{answer.about_wires}."] if answer.about_wires else []
+    lines += [MULTICAST] if answer.cluster.medium == "multicast" else []
     lines += ["", *table(answer), *NOTES, ""]
     return [*lines, *advice(answer), "", *_next(arguments, answer.cluster, "the first")]
 

@@ -68,12 +68,13 @@ class Candidate:
         hosts = [device.host for device in cluster.devices]
         out, into = [0.0] * self.plan.ranks, [0.0] * self.plan.ranks
         for number, spread in self.plan.exchanges.items():
-            ends = spread.table[:, :2].tolist()
-            for (source, target), size in zip(ends, self.plan.payloads[number].each.tolist(), strict=True):
-                if hosts[source] != hosts[target]:
-                    seconds = size / cluster.link(source, target).beta_bytes_per_s
-                    out[source] += seconds
-                    into[target] += seconds
+            each = self.plan.payloads[number].each.tolist()
+            for block in spread.blocks:
+                far = [rank for rank in block.targets.tolist() if hosts[rank] != hosts[block.source]]
+                takes = [each[block.transfer] / cluster.link(block.source, rank).beta_bytes_per_s for rank in far]
+                for rank, seconds in zip(far, takes, strict=True):
+                    into[rank] += seconds
+                out[block.source] += max(takes, default=0.0) if cluster.medium == "multicast" else sum(takes)
         return sum(out) if cluster.medium == "shared" else max(*out, *into)
 
     def first_start_s(self, cluster: Cluster) -> float:
