@@ -40,7 +40,7 @@ from tests.simulated import assert_close, fused_before, run_split
 from tests.test_simulation import cluster
 
 SPEEDS = st.lists(st.sampled_from([0.3, 1.0, 2.0]), min_size=2, max_size=3)
-MEDIA = st.sampled_from(["switch", "shared"])
+MEDIA = st.sampled_from(["switch", "shared", "multicast"])
 RATES = st.sampled_from([1e4, 1e6, 1e8])
 
 
@@ -60,7 +60,12 @@ def waits_s(own: np.ndarray, need: np.ndarray, on: Cluster) -> np.ndarray:
         received[each.target] += seconds
         alphas[each.target] = max(alphas[each.target], link.alpha_s)
     everything = sent.sum()
-    if spread.pattern == "bcast":
+    if on.medium == "multicast":
+        sent = np.zeros(count)
+        for block in spread.blocks:
+            slowest = min(on.link(block.source, target).beta_bytes_per_s for target in block.targets.tolist())
+            sent[block.source] += 4 * block.size / slowest
+    elif spread.pattern == "bcast":
         sent *= np.ceil(np.log2(len(spread.members))) / max(len(spread.members) - 1, 1)
     arrived = received.copy()
     for each in spread.transfers:

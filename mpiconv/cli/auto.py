@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import inf, isfinite
 from typing import Any
 
@@ -97,6 +98,9 @@ def find_cluster(
                 f"{arguments.cluster} is a cluster of {counted(len(cluster.devices), 'device')} and "
                 f"{counted(team.size, 'rank')} are running"
             )
+        if cluster.medium == "multicast":
+            note(f"{arguments.cluster} has the medium multicast, by which no run sends yet: planned as for a switch")
+            cluster = replace(cluster, medium="switch")
         hosts = [team.hosts[launched.index(rank)] for rank in range(team.size)]
         found = find_hosts(cluster.devices, hosts)
         if found is None:

@@ -37,6 +37,8 @@ NOTES = (
     "first start: until the weights are where they are needed; later starts have them from the weight cache.",
 )
 
+MULTICAST = "What several devices need alike is taken to be sent once (multicast): estimated, no run sends so yet."
+
 NOT_ASKED = ("scheme", "shares", "offload", "gather", "head", "ranks", "plan")
 
 
@@ -94,7 +96,8 @@ def _show_baseline(arguments: argparse.Namespace) -> int:
         f"{'picture' if batch == 1 else 'batch'}; {names_of(cluster)[0]} alone takes "
         f"{seconds(estimate(alone, cluster).latency_s)}."
     )
-    print(f"Estimated from {arguments.cluster}, not measured.\n\n{plan}\n")
+    about = f"\n{MULTICAST}" if cluster.medium == "multicast" else ""
+    print(f"Estimated from {arguments.cluster}, not measured.{about}\n\n{plan}\n")
     print("\n".join(_next(arguments, cluster, "it")))
     return 0
 
@@ -178,6 +181,7 @@ def _text(answer: Answer, arguments: argparse.Namespace) -> list[str]:
         told += " Nothing is known of scatter before a run: the 90th percentile is taken to be the latency."
     lines = [sentence(answer), told]
     lines += [f"{answer.about_wires}."] if answer.about_wires else []
+    lines += [MULTICAST] if answer.cluster.medium == "multicast" else []
     lines += ["", *table(answer), *NOTES, ""]
     if answer.pareto:
         rows = pareto_rows(answer.pareto, answer.cluster, names_of(answer.cluster))

@@ -25,8 +25,11 @@ UNIT_KINDS = ("conv1x1", "conv3x3", "conv5x5", "conv7x7", "conv11x11", "depthwis
 POWERS = ("idle", "waiting", "computing", "transferring")
 """What a device draws in W: always, and above that while a rank of it waits, computes, and sends or receives."""
 
-MEDIA = ("switch", "shared", "unknown")
-"""Whether two pairs of devices that talk at once keep their rates, halve them, or nobody knows."""
+MEDIA = ("switch", "shared", "multicast", "unknown")
+"""Whether two pairs of devices that talk at once keep their rates, halve them, or nobody knows.
+
+``multicast`` is a switch over which what several devices need alike would be sent once: for plans and simulations only.
+"""
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,8 @@ class Cluster:
     links
         Sorted by source and target.
     medium
-        ``switch``: every link keeps its rate whoever else talks; ``shared``: all share one (a Wi-Fi); ``unknown``.
+        ``switch``: every link keeps its rate whoever else talks; ``shared``: all share one (a Wi-Fi); ``multicast``: a
+        switch where what several devices need alike is sent once, which no run does; ``unknown``.
     medium_ratio
         Rate of a pair while another talks (of three hosts: two others) over its rate alone; None where unknown.
     medium_reason

@@ -13,6 +13,19 @@ from mpiconv.planner.cluster import Cluster, kinds_of
 FEW = 24
 """The most ranks that are all looked at. Of more: the root, one of each kind, and others evenly between them."""
 
+MIXED = np.array(
+    [
+        0x9E3779B97F4A7C15,
+        0xC2B2AE3D27D4EB4F,
+        0x165667B19E3779F9,
+        0xD6E8FEB86659FD93,
+        0xA0761D6478BD642F,
+        0xE7037ED1A0B428DB,
+    ],
+    np.uint64,
+)
+"""Large odd numbers: bounds times these have equal sums for equal boxes, and hardly ever for others."""
+
 AT_ONCE = 250_000
 """Pairs of ranks that are compared at a time, for the memory that this takes."""
 
@@ -28,7 +41,7 @@ class Rates:
         devices, count = cluster.devices, len(cluster.devices)
         hosts = np.unique([device.host for device in devices], return_inverse=True)[1]
         self._near = hosts[:, None] == hosts[None]
-        self._shared = cluster.medium == "shared"
+        self._shared, self._multicast = cluster.medium == "shared", cluster.medium == "multicast"
         alpha_s, per_element_s = np.zeros((count, count)), np.zeros((count, count))
         off = ~np.eye(count, dtype=bool)
         alpha_s[off] = [link.alpha_s for link in cluster.links]
@@ -51,7 +64,8 @@ class Rates:
         """S until each rank in ``seen`` has what it needs and has sent what others do.
 
         A rank that needs something waits until those that send to it have sent all; on a shared medium until all is
-        sent. Of one rank's map that several need all of, each hands on what it has, as in a binomial tree.
+        sent. Of one rank's map that several need all of, each hands on what it has, as in a binomial tree. By multicast
+        what several need alike counts once at the sender, at the rate of its slowest receiver.
 
         Parameters
         ----------
@@ -71,6 +85,8 @@ class Rates:
         tree = (targets > 1) & same & ((targets > 0).sum(axis=-1, keepdims=True) == 1)
         rounds = np.ceil(np.log2(targets + 1.0))
         sent = np.where(tree, sent * rounds / np.maximum(targets, 1), sent)
+        if self._multicast:
+            sent = _once(common(own[..., seen, None, :], need[..., None, :, :]), taken)
         everyone = len(seen) == len(self._near)
         received, far = taken.sum(axis=-2), (taken * ~self._near[seen]).sum(axis=(-1, -2)) if self._shared else None
         if not everyone:
@@ -105,6 +121,19 @@ def _only_from(own: np.ndarray) -> np.ndarray | None:
     apart = 2 * np.abs(numbers[:, None] - numbers) + (numbers[:, None] > numbers)  # of two as near the lower
     nearest = np.where(has[..., None], apart, 2 * len(numbers)).argmin(axis=-2)
     return np.asarray((nearest[..., None, :] == numbers[:, None]) | ~alike[..., None, None])
+
+
+def _once(boxes: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    """(..., source): s in which each rank sends boxes with the bounds (..., source, target, 6), equal ones once.
+
+    ``taken`` (..., source, target) is what each takes; of equal ones the longest counts.
+    """
+    marks = (boxes.astype(np.uint64) * MIXED).sum(axis=-1, dtype=np.uint64)
+    order = np.lexsort((taken, marks), axis=-1)
+    marks, taken = (np.take_along_axis(each, order, axis=-1) for each in (marks, taken))
+    last = np.ones(marks.shape, dtype=bool)
+    last[..., :-1] = marks[..., 1:] != marks[..., :-1]
+    return np.asarray((taken * last).sum(axis=-1))
 
 
 def _some(cluster: Cluster) -> np.ndarray:

@@ -60,8 +60,8 @@ def simulate(schedule: Schedule, cluster: Cluster, *, multicast: bool = False) -
     map in pieces is sent piece by piece while the rest is computed. A message takes the link's alpha and its bytes over
     the link's rate; at either end of a link one message follows the other, on a shared medium all do.
 
-    ``multicast``: what several ranks need alike is sent once and reaches all of them. This is simulated only: the
-    engine sends to one rank at a time.
+    ``multicast``, also as the cluster's medium: what several ranks need alike is sent once and reaches all of them.
+    This is simulated only: the engine sends to one rank at a time.
 
     Raises ValueError for a cluster of another number of devices.
     """
@@ -69,7 +69,7 @@ def simulate(schedule: Schedule, cluster: Cluster, *, multicast: bool = False) -
     if len(cluster.devices) != plan.ranks:
         raise ValueError(f"a plan for {plan.ranks} ranks on a cluster of {len(cluster.devices)} devices")
     links, now, computing = Links(cluster), np.zeros(plan.ranks), _Computing(schedule, cluster)
-    exchanged = _multicast if multicast else _exchanged
+    exchanged = _multicast if multicast or cluster.medium == "multicast" else _exchanged
     made: dict[int, np.ndarray] = {}  # of a map in pieces (piece, rank): when each was computed
     stamps = np.zeros((plan.ranks, len(plan.graph.units), 3))
     for index in range(len(plan.graph.units)):

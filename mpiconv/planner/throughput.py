@@ -70,12 +70,13 @@ def _sending_s(plan: Plan, cluster: Cluster) -> float:
     hosts = [device.host for device in cluster.devices]
     out, into = [0.0] * plan.ranks, [0.0] * plan.ranks
     for number, spread in plan.exchanges.items():
-        tree, each = spread.pattern == "bcast", plan.payloads[number].each  # in a tree whoever has the map hands it on
+        once = spread.pattern == "bcast" or cluster.medium == "multicast"  # the source does not send to all of them
+        each = plan.payloads[number].each
         payload = np.bincount(spread.table[:, 0] * plan.ranks + spread.table[:, 1], each, plan.ranks**2)
         for code in np.flatnonzero(payload).tolist():
             source, target = divmod(code, plan.ranks)
             if hosts[source] != hosts[target]:
                 seconds = float(payload[code]) / cluster.link(source, target).beta_bytes_per_s
-                out[source] += 0.0 if tree else seconds
+                out[source] += 0.0 if once else seconds
                 into[target] += seconds
     return sum(into) if cluster.medium == "shared" else max(*out, *into)

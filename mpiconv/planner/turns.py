@@ -78,11 +78,10 @@ class TakingTurns:
         found = []
         for plan in self.plan.plans:
             out = back = 0.0
-            for spread in plan.exchanges.values():
-                for each in spread.transfers:
+            for number, spread in plan.exchanges.items():
+                for each, size in zip(spread.transfers, plan.payloads[number].each.tolist(), strict=True):
                     if cluster.devices[each.source].host != cluster.devices[each.target].host:
-                        link = cluster.link(each.source, each.target)
-                        seconds = FLOAT_BYTES * plan.batch * each.box.size / link.beta_bytes_per_s
+                        seconds = size / cluster.link(each.source, each.target).beta_bytes_per_s
                         out, back = (out + seconds, back) if each.source == ROOT else (out, back + seconds)
             found.append((out, back))
         return found

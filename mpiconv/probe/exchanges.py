@@ -23,7 +23,6 @@ from mpiconv.probe.speed import wait_quietly
 from mpiconv.runtime.exchange.base import MEDIA, medium_of
 from mpiconv.runtime.exchange.parts import Memory
 from mpiconv.runtime.exchange.point_to_point import ByMessages
-from mpiconv.runtime.exchange.wire import FLOAT32
 from mpiconv.runtime.settings import Settings
 
 if TYPE_CHECKING:
@@ -94,8 +93,8 @@ def _between(team: Team, cluster: Cluster, other: int, mode: str) -> list[tuple[
         own = torch.zeros(1, *spread.owned[pair.rank].shape).contiguous(memory_format=torch.channels_last)
         held = tuple(Held.of(spread, rank) for rank in (0, 1))
         moves = {0: Move(spread, (spread,), held, medium_of(spread, pair, Settings()))}
-        made = MEDIA[moves[0].medium].exchangers(moves, 1, pair, memory, FLOAT32)
-        (mover,) = made.get(0) or ByMessages().exchangers(moves, 1, pair, memory, FLOAT32)[0]
+        made = MEDIA[moves[0].medium].exchangers(moves, 1, pair, memory)
+        (mover,) = made.get(0) or ByMessages().exchangers(moves, 1, pair, memory)[0]
         took = []
         for _ in range(REPEATS + 1):
             cold.add_(1)
