@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mpiconv.partition.bounds import common_sizes, sizes
+from mpiconv.partition.bounds import common, common_sizes, sizes
 from mpiconv.partition.plan import FLOAT_BYTES
 from mpiconv.partition.schemes import ROOT
 from mpiconv.planner.bounds import in_turn
