@@ -78,8 +78,8 @@ def check(path: Path, pictures: int, seed: int) -> list[str]:
 
 
 def schedule(kills: int, pictures: int, ranks: int, victims: str, dice: random.Random) -> list[tuple[int, int]]:
-    """After how many answers which rank is to die, in order."""
-    when = sorted(dice.sample(range(1, pictures - 1), kills))
+    """After how many answers which rank is to die, in order; none so late that the run may end before."""
+    when = sorted(dice.sample(range(1, pictures // 2), kills))
     return [(count, 0 if victims == "root" else dice.randrange(ranks)) for count in when]
 
 

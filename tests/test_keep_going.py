@@ -35,8 +35,8 @@ def test_root_and_others_are_killed(monkeypatch, tmp_path):
     chaos = script("chaos")
     for name, value in clean_environment().items():
         monkeypatch.setenv(name, value)
-    options = chaos.parser().parse_args(["--kills=2", "--pictures=240", "--ranks=2", "--victims=any", "--seed=3"])
-    victims = chaos.schedule(2, 240, 2, "any", random.Random(3))
+    options = chaos.parser().parse_args(["--kills=2", "--pictures=800", "--ranks=2", "--victims=any", "--seed=3"])
+    victims = chaos.schedule(2, 800, 2, "any", random.Random(3))
     assert {rank for _, rank in victims} == {0, 1}
     found = chaos.run(tmp_path, options)
     assert found.wrong == [], found.lines
