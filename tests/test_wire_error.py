@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -9,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from mpiconv.cli import main
+from mpiconv.cli import auto
+from mpiconv.cli.run import add_arguments
+from mpiconv.cli.wire_options import wire_error
+from mpiconv.errors import UsageError
 from mpiconv.graph.trace import trace
 from mpiconv.partition import Plan, make_plan
 from mpiconv.partition.plan import at_work
@@ -21,8 +25,6 @@ from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.trials import Limit, choose, fastest, shortlist
 from tests.test_simulation import cluster
 from tests.test_trials import MODEL, OWN, SHAPE, candidate
-
-LAPTOPS = "hostfiles/clusters/two-laptops.toml"
 
 ERRORS = {"float16": 0.001, "bfloat16": 0.01, "int8": 0.03}
 TAKES = {"float32": 0.2, "float16": 0.12, "bfloat16": 0.12, "int8": 0.08}
@@ -106,23 +108,24 @@ def test_prices():
     assert smaller_formats(0.01) == ("float32", "float16")
 
 
+@pytest.mark.parametrize("text", ["2", "0", "-1", "nan", "much", "101%"])
+def test_no_error(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not an error above 0 and up to 1"):
+        wire_error(text)
+    assert wire_error("1%") == wire_error("0.01") == 0.01
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("run --scheme kpm --wire-error 0.01", "leave out what says how to split"),
-        ("run --scheme auto --wire int8 --wire-error 0.01", "--wire int8 names the format"),
-        ("run --scheme auto --wire-error 2", "is not an error above 0 and up to 1"),
-        ("plan --wire-error 1%", "give --cluster FILE.toml too"),
-        (
-            "plan --cluster hostfiles/clusters/two-laptops.toml --scheme coedge --wire-error 1%",
-            "leave out --scheme coedge",
-        ),
+        ("--scheme kpm --wire-error 0.01", "leave out what says how to split"),
+        ("--scheme auto --wire int8 --wire-error 0.01", "--wire int8 names the format"),
+        ("--scheme coedge --wire-error 1%", "leave out --scheme coedge"),
     ],
 )
-def test_what_does_not_go_together(words, told, capsys):
-    try:
-        status = main(words.split())
-    except SystemExit as ended:
-        status = ended.code
-    assert status == 2
-    assert told in capsys.readouterr().err
+def test_a_run_that_chooses_no_format(words, told):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    arguments = parser.parse_args(words.split())
+    with pytest.raises(UsageError, match=told):
+        auto._check_named(arguments, 2) if arguments.scheme == "kpm" else auto._check(arguments)
