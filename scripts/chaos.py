@@ -85,7 +85,17 @@ def schedule(kills: int, pictures: int, ranks: int, victims: str, dice: random.R
 
 def command(answers: Path, options: argparse.Namespace) -> list[str]:
     """The run that is kept going."""
-    words = ["run", "--keep-going", "-n", options.ranks, "--max-restarts", options.kills, "--model", MODEL, "--random"]
+    words = [
+        "run",
+        "--keep-going",
+        "-n",
+        options.ranks,
+        "--max-restarts",
+        2 * options.kills,
+        "--model",
+        MODEL,
+        "--random",
+    ]
     words += ["--repeats", options.pictures, "--seed", options.seed, "--scheme", "kpm", "--answers", answers, "--json"]
     return [sys.executable, "-m", "mpiconv", *map(str, words)]
 
