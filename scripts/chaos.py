@@ -85,8 +85,18 @@ def schedule(kills: int, pictures: int, ranks: int, victims: str, dice: random.R
 
 def command(answers: Path, options: argparse.Namespace) -> list[str]:
     """The run that is kept going."""
-    words = ["run", "--keep-going", "-n", options.ranks, "--max-restarts", options.kills, "--model", MODEL, "--random"]
-    words += ["--repeats", options.pictures, "--seed", options.seed, "--scheme", "kpm", "--answers", answers, "--json"]
+    words = [
+        "run",
+        "--keep-going",
+        "-n",
+        options.ranks,
+        "--max-restarts",
+        2 * options.kills,
+        "--model",
+        MODEL,
+        "--random",
+    ]
+    words += ["--repeats", options.pictures, "--seed", options.seed, "--scheme", "kpm", "--answers", answers]
     return [sys.executable, "-m", "mpiconv", *map(str, words)]
 
 
@@ -118,7 +128,7 @@ def run(folder: Path, options: argparse.Namespace) -> Found:
         found.wrong.append(f"only {len(killed_s)} of {len(plan)} kills: the run was too short")
     if found.status:
         found.wrong.append(f"exit status {found.status}: {found.lines[-1:]}")
-    elif json.loads(found.out)["restarts"] != len(killed_s):
+    elif json.loads(found.out)["restarts"] < len(killed_s):
         found.wrong.append(f"{json.loads(found.out)['restarts']} restarts after {len(killed_s)} kills")
     return found
 
