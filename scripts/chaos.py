@@ -96,7 +96,7 @@ def command(answers: Path, options: argparse.Namespace) -> list[str]:
         MODEL,
         "--random",
     ]
-    words += ["--repeats", options.pictures, "--seed", options.seed, "--scheme", "kpm", "--answers", answers]
+    words += ["--repeats", options.pictures, "--seed", options.seed, "--scheme", "kpm", "--answers", answers, "--json"]
     return [sys.executable, "-m", "mpiconv", *map(str, words)]
 
 
