@@ -22,8 +22,10 @@ from mpiconv.partition.holdings import bytes_moved, holdings
 from mpiconv.partition.plan import at_work, plans_of, same_work
 from mpiconv.partition.schedule import schedule
 from mpiconv.partition.turns import any_plan_of, in_turn, load_any
+from mpiconv.planner.candidates import Candidate, candidates
 from mpiconv.planner.cluster import Cluster
 from mpiconv.planner.memory import peak_bytes
+from mpiconv.planner.objective import OBJECTIVES
 from mpiconv.planner.turns import TakingTurns, taking_turns
 from mpiconv.runtime.settings import Settings
 from tests.random_nets import nets
@@ -337,3 +339,26 @@ def test_with_one_batch_each_devices_wait_for_the_next():
     assert found.rates(on)[1] == pytest.approx(1 / found.timelines[1].latency_s)
     assert more.rates(on)[1] == pytest.approx(1 / more.timelines[1].compute_s.max())
     assert estimated(on, 1).in_flight == 2, "there cannot be fewer"
+
+
+def test_turns_compete_for_pictures_per_second():
+    """On slow links nothing that is split keeps up; with one batch in flight, or for latency, there are none."""
+    graph, on = trace(wide(), (512, 10, 10)).layers, cluster(100.0, 100.0, 50.0, rate=1e6)
+
+    def found(objective: str, in_flight: int | None = None) -> list[Candidate]:
+        some = candidates(graph, on, objective=OBJECTIVES[objective], in_flight=in_flight, search=False)
+        return [each for each in some if each.turns is not None]
+
+    (turns,) = found("throughput")
+    assert turns.flow is not None
+    assert turns.flow.in_flight == 6
+    assert isinstance(turns.runs, Turns)
+    assert turns.plan in turns.runs.plans
+    assert not turns.divided
+    assert turns.weight_bytes == [WEIGHTS] * 3
+    assert turns.latency_s == max(timeline.latency_s for timeline in turns.turns.timelines)
+    assert turns.pictures_per_s(on) == turns.turns.pictures_per_s(on)
+    assert not found("throughput", 2)
+    assert not found("latency")
+    with pytest.raises(MpiconvError, match="no plan"):
+        candidates(graph, on, objective=OBJECTIVES["throughput"], memory_limits=[1.0] * 3, search=False)

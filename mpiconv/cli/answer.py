@@ -68,7 +68,7 @@ class Answer:
     @cached_property
     def own(self) -> Candidate | None:
         """All on device 0."""
-        return next((each for each in self.found if at_work(each.plan) == [0] and not each.divided), None)
+        return next((each for each in self.found if at_work(each.runs) == [0] and not each.divided), None)
 
     @cached_property
     def shown(self) -> list[Candidate]:

@@ -21,6 +21,7 @@ from mpiconv.graph.trace import trace
 from mpiconv.job.control import bcast_json, on_root
 from mpiconv.job.team import Team
 from mpiconv.partition.plan import Plan, at_work
+from mpiconv.partition.turns import Turns
 from mpiconv.planner.baselines import BASELINES
 from mpiconv.planner.candidates import Candidate, candidates
 from mpiconv.planner.cluster import Cluster, find_hosts
@@ -173,6 +174,8 @@ def plans_to_try(
         wires=wires,
         tell=tell,
     )
+    if arguments.rebalance:  # which watches parts of pictures
+        found = [each for each in found if each.turns is None]
     return shortlist(found) if by == "measure" else found[:1]
 
 
@@ -202,7 +205,8 @@ def verdict(tried: Sequence[Trial], batch: int, objective: Objective = LATENCY) 
         other = f" The fastest split tried, {split.name}, {came} {said(split.measured_s)}." if split else ""
         what = f"auto     do not split: {best.name}, {took}.{other}"
     else:
-        what = f"auto     split: {best.name}, {took}."
+        how = "do not split" if isinstance(best.plan, Turns) else "split"
+        what = f"auto     {how}: {best.name}, {took}."
     rows = [["tried", "measured", "estimated", ""]]
     rows += [
         [

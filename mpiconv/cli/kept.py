@@ -66,4 +66,4 @@ def begin_with_kept(arguments: argparse.Namespace, job: Job, devices: Sequence[M
         limits = asked_limits(arguments, job.plan.ranks)
         trials = tuple(with_kept(trials, kept, job.cluster, limits, arguments.in_flight))
     kept_for = KeptFor(arguments, found, not arguments.quiet)
-    return replace(job, plan=trials[0].plan, trials=trials, kept_for=kept_for)
+    return replace(job, plan=trials[0].runs, trials=trials, kept_for=kept_for)

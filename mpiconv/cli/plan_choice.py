@@ -51,7 +51,7 @@ def choose(arguments: argparse.Namespace) -> int:
         return _show_baseline(arguments)
     answer = find(arguments)
     if arguments.save:
-        answer.best.plan.save(arguments.save)
+        answer.best.runs.save(arguments.save)
     if arguments.html:
         _write_page(answer, arguments.html)
     if arguments.explain:
@@ -212,8 +212,9 @@ def sentence(answer: Answer) -> str:
         split = next((each for each in answer.found if each.divided), None)
         words = ("fastest", "takes") if answer.timed else ("best", "comes to")
         other = f" The {words[0]} split, {split.name}, {words[1]} {answer.said(split)}." if split is not None else ""
-        pipeline = answer.objective.streams and len(at_work(best.plan)) > 1
-        what = f"{'Make it a pipeline:' if pipeline else 'Do not split: run it'} {best.name}, {takes}{gain}.{other}"
+        pipeline = answer.objective.streams and not best.turns and len(at_work(best.plan)) > 1
+        how = "Make it a pipeline:" if pipeline else "Do not split:" if best.turns else "Do not split: run it"
+        what = f"{how} {best.name}, {takes}{gain}.{other}"
     return f"{what} {_break_even(answer) if answer.timed else ''}".rstrip()
 
 
@@ -332,9 +333,9 @@ def as_dict(answer: Answer) -> dict[str, Any]:
                 **as_data(each, answer.cluster),
                 "first_start_s": each.first_start_s(answer.cluster),
                 "splits": each.divided,
-                "devices": at_work(each.plan),
+                "devices": at_work(each.runs),
             }
             for each in answer.found
         ],
-        "plan": answer.best.plan.to_dict(),
+        "plan": answer.best.runs.to_dict(),
     }

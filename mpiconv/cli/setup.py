@@ -113,7 +113,7 @@ def prepare(arguments: argparse.Namespace, ranks: int, cluster: Cluster | None =
     elif cluster is not None and arguments.scheme == AUTO:
         repeats = repeats_of(arguments, pictures)
         trials = tuple(plans_to_try(arguments, model, shape, cluster, repeats))
-        plan = trials[0].plan
+        plan = trials[0].runs
     else:
         plan = saved or plan_for(arguments, model, shape, ranks)
     plan = in_wire(plan, arguments)

@@ -13,8 +13,9 @@ from typing import Any
 from mpiconv.errors import MpiconvError
 from mpiconv.graph.form import Graph
 from mpiconv.partition.holdings import holdings, travels
-from mpiconv.partition.plan import FLOAT_BYTES, Plan, at_work, work_of
+from mpiconv.partition.plan import FLOAT_BYTES, Plan, at_work, plans_of, work_of
 from mpiconv.partition.schemes import ROOT
+from mpiconv.partition.turns import AnyPlan
 from mpiconv.partition.wire import FLOAT32, WIRES
 from mpiconv.planner.cluster import Cluster
 from mpiconv.planner.coding import in_format, priced
@@ -27,6 +28,7 @@ from mpiconv.planner.pipelines import pipelined
 from mpiconv.planner.proposals import Proposals, levelled, lighter, named, names_of, published, searched, undivided
 from mpiconv.planner.simulation import Timeline, simulate
 from mpiconv.planner.throughput import DEPTHS, Flow, flow, pictures_per_s_at_most
+from mpiconv.planner.turns import TakingTurns, taking_turns
 from mpiconv.planner.ways import MANY
 
 FLOWING = 8
@@ -41,7 +43,7 @@ class Candidate:
     """A plan with what it is called, how a frame goes by it as simulated, and what memory each rank needs for it.
 
     ``flow`` is what comes out with several batches in flight, where that was simulated; ``memory`` is then for as many
-    where that is the objective.
+    where that is the objective. ``turns``: each device has whole batches, and ``plan`` is how the slowest computes one.
     """
 
     name: str
@@ -49,6 +51,12 @@ class Candidate:
     timeline: Timeline
     memory: tuple[Memory, ...] = ()
     flow: Flow | None = None
+    turns: TakingTurns | None = None
+
+    @property
+    def runs(self) -> AnyPlan:
+        """What a network adopts to go by it."""
+        return self.plan if self.turns is None else self.turns.plan
 
     @property
     def latency_s(self) -> float:
@@ -63,11 +71,14 @@ class Candidate:
     @property
     def bytes_moved(self) -> int:
         """B that travel between ranks for a frame, once per receiver."""
-        return sum(int(payload.each.sum()) for payload in self.plan.payloads.values())
+        each = [sum(int(one.each.sum()) for one in plan.payloads.values()) for plan in plans_of(self.runs)]
+        return sum(each) // len(each)
 
     @property
     def weight_bytes(self) -> list[int]:
         """B of weights that each rank computes with."""
+        if self.turns is not None:
+            return self.turns.weight_bytes
         units = range(len(self.plan.graph.units))
         return [sum(self.plan.weight_bytes(unit, rank) for unit in units) for rank in range(self.plan.ranks)]
 
@@ -79,11 +90,11 @@ class Candidate:
 
     def joules(self, cluster: Cluster) -> list[float] | None:
         """J above idle per batch and device, one batch at a time; None where it is not known what devices draw."""
-        return joules(self.plan, self.timeline, cluster)
+        return joules(self.plan, self.timeline, cluster) if self.turns is None else self.turns.joules(cluster)
 
     def first_start_s(self, cluster: Cluster) -> float:
         """S in which the weights come to the devices at the first start, from the root one after the other."""
-        held = holdings(self.plan)
+        held = holdings(self.runs)
         total = dict.fromkeys(range(self.plan.ranks), 0)
         for spread in travels({}, held).values():
             for each in spread.transfers:
@@ -159,6 +170,7 @@ def candidates(
     found = sifted.kept(graph.model, tell if memory_limits is not None or energy_limit_j < math.inf else None)
     if streams and len(cluster.devices) <= MANY:
         found = Flowing(cluster, in_flight, limits if objective.streams else None, end_s, every=front).of(found)
+        found += in_turn(graph, cluster, batch, wires[0], in_flight, limits)
     found.sort(key=lambda each: (objective.streams and each.flow is None, objective.value(each, cluster)))
     return [_told_apart(candidate, found[:number]) for number, candidate in enumerate(found)]
 
@@ -211,6 +223,24 @@ class Flowing:
         most = max(fits, default=1) if limits else DEPTHS[-1]
         found = flow(carried, with_threads(candidate.plan, self.cluster), self.in_flight, most)
         return replace(candidate, flow=found, memory=memory.get(found.in_flight, candidate.memory))
+
+
+def in_turn(
+    graph: Graph, cluster: Cluster, batch: int, wire: str, in_flight: int | None, limits: Limits
+) -> list[Candidate]:
+    """Whole batches to each device, one more than it computes on its way to it; or none where that cannot be.
+
+    That is where there is one device, not as many batches in flight, or not the memory.
+    """
+    many = len(cluster.devices)
+    if many == 1 or (in_flight or many) < many:
+        return []
+    turns = taking_turns(graph, cluster, batch, wire, in_flight=in_flight or 2 * many)
+    if limits.broken(turns.memory) is not None:
+        return []
+    slowest = max(range(many), key=lambda rank: turns.timelines[rank].latency_s)
+    come = Flow(turns.pictures_per_s(cluster), turns.in_flight)
+    return [Candidate(turns.name, turns.plan.plans[slowest], turns.timelines[slowest], turns.memory, come, turns)]
 
 
 class _Sifted:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mpiconv.graph.form import Graph
 from mpiconv.partition.holdings import holdings
 from mpiconv.partition.plan import FLOAT_BYTES
 from mpiconv.partition.schemes import ROOT
 from mpiconv.partition.turns import Turns, make_turns
+from mpiconv.partition.wire import FLOAT32
 from mpiconv.planner.cluster import Cluster
+from mpiconv.planner.energy import joules
 from mpiconv.planner.estimating import scheduled
 from mpiconv.planner.memory import Memory, peak_bytes
 from mpiconv.planner.simulation import Timeline, simulate
@@ -64,6 +66,13 @@ class TakingTurns:
         """Pictures/s of all devices together."""
         return sum(self.rates(cluster))
 
+    def joules(self, cluster: Cluster) -> list[float] | None:
+        """J above idle per batch and device, each device with as many batches as it manages; None where not known."""
+        rates, total = self.rates(cluster), self.pictures_per_s(cluster)
+        each = [joules(*pair, cluster) for pair in zip(self.plan.plans, self.timelines, strict=True)]
+        parts = [(rate / total, found) for rate, found in zip(rates, each, strict=True) if found is not None]
+        return [sum(part * found[rank] for part, found in parts) for rank in range(self.plan.ranks)] if parts else None
+
     @property
     def weight_bytes(self) -> list[int]:
         """B of weights that each rank needs."""
@@ -87,7 +96,9 @@ class TakingTurns:
         return found
 
 
-def taking_turns(graph: Graph, cluster: Cluster, batch: int = 1, *, in_flight: int) -> TakingTurns:
+def taking_turns(
+    graph: Graph, cluster: Cluster, batch: int = 1, wire: str = FLOAT32.name, *, in_flight: int
+) -> TakingTurns:
     """Whole pictures to each device of a cluster.
 
     Parameters
@@ -98,10 +109,12 @@ def taking_turns(graph: Graph, cluster: Cluster, batch: int = 1, *, in_flight: i
         Its device 0 has the pictures and gets the answers.
     batch
         N, the number of pictures that travel together.
+    wire
+        The number format of messages.
     in_flight
         How many batches are under way at a time; at least as many as devices are taken.
     """
-    turns = make_turns(graph, (batch, *graph.input_shape), len(cluster.devices))
+    turns = make_turns(graph, (batch, *graph.input_shape), len(cluster.devices)).each(lambda p: replace(p, wire=wire))
     carried = [scheduled(plan, cluster) for plan in turns.plans]
     timelines = tuple(simulate(schedule, cluster) for schedule in carried)
     many = max(in_flight, len(carried))

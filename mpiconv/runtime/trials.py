@@ -104,10 +104,10 @@ def shortlist(found: Sequence[Candidate]) -> list[Candidate]:
 
     All of these have one number format for messages. Of each other one the best come to them that may be faster.
     """
-    usual = next(each.plan.wire for each in found if at_work(each.plan) == [ROOT])
+    usual = next(each.plan.wire for each in found if at_work(each.runs) == [ROOT])
     exact = [each for each in found if each.plan.wire == usual]
-    alone = [each for each in exact if len(at_work(each.plan)) == 1]
-    own = [each for each in alone if at_work(each.plan) == [ROOT] and not each.plan.threads][:1]
+    alone = [each for each in exact if len(at_work(each.runs)) == 1]
+    own = [each for each in alone if at_work(each.runs) == [ROOT] and not each.plan.threads][:1]
     chosen = [*exact[:SPLITS], *alone[:1]]
     for wire in dict.fromkeys(each.plan.wire for each in found if each.latency_s < exact[0].latency_s):
         chosen += [each for each in found if each.plan.wire == wire != usual][:FORMATS]
@@ -177,7 +177,7 @@ def choose(
 
 def _trial(candidate: Candidate, objective: Objective, cluster: Cluster) -> Trial:
     estimated = objective.value(candidate, cluster)
-    return Trial(candidate.name, candidate.plan, estimated, measure=objective.measured or median)
+    return Trial(candidate.name, candidate.runs, estimated, measure=objective.measured or median)
 
 
 def _needless(trial: Trial, tried: Sequence[Trial]) -> bool:
