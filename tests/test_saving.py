@@ -73,8 +73,8 @@ def test_a_folder_that_vanishes_is_made_again(tmp_path):
 
 def test_answers_that_cannot_be_written(tmp_path):
     out = tmp_path / "r.h5"
-    fail = "import mpiconv.cli.saving as s\ndef fail(*_): raise OSError(28, 'No space left on device')\n"
-    fail += "s.open = lambda *_, **__: type('Full', (), dict.fromkeys(('write', 'flush', 'close'), fail))()"
+    fail = "import types, mpiconv.measure.answers as a\ndef fail(*_): raise OSError(28, 'No space left on device')\n"
+    fail += "a.os = types.SimpleNamespace(**{**vars(a.os), 'write': fail})"
     done = failing(fail, *RUN, "--output", out, "--answers", tmp_path / "a.jsonl")
     assert (done.status, len(done.errors)) == (1, 1), done.err
     assert "a.jsonl: No space left on device" in done.errors[0]

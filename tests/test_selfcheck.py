@@ -185,7 +185,7 @@ class Cancelling(nn.Module):
 
 def test_what_float32_itself_rounds_is_no_difference():
     images = torch.rand(2, 3, 8, 8)
-    run = Cancelling(), None, lambda _: images
+    run = Cancelling(), make_plan(Cancelling(), images.shape, "single", 1), lambda _: images
     check = compared(*run, [images], Settings(compute="eager"))
     assert check["eager_rel_error"] > TOLERANCE
     assert check["exact_rel_error"] <= 1e-7
@@ -206,7 +206,7 @@ class OnlySingle(Cancelling):
 
 def test_where_there_is_no_double_precision_the_difference_counts():
     images = torch.rand(2, 3, 8, 8)
-    run = OnlySingle(), None, lambda _: images
+    run = OnlySingle(), make_plan(OnlySingle(), images.shape, "single", 1), lambda _: images
     check = compared(*run, [images], Settings(compute="eager"))
     assert not check["passed"]
     assert "exact_rel_error" not in check

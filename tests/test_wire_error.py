@@ -60,7 +60,7 @@ class Fake:
 @given(st.sampled_from([0.0001, 0.005, 0.02, 0.05]))
 def test_the_limit_is_obeyed(most):
     fake = Fake()
-    tried = choose(fake, LISTED, cluster(1.0, 1.0, rate=1e9), fake.run, 1000, Limit(most, fake.errs))
+    tried = choose(fake, LISTED, cluster(1.0, 1.0, rate=1e9), fake.run, 1000, limit=Limit(most, fake.errs))
     chosen = fastest(tried).plan.wire
     fine = {wire for wire in WIRES if ERRORS.get(wire, 0) <= most}
     assert chosen == fake.plan.wire == min(fine, key=lambda wire: (TAKES[wire], ERRORS.get(wire, 0)))
@@ -73,7 +73,7 @@ def test_the_limit_is_obeyed(most):
 
 def test_a_run_that_ends_while_errors_are_measured():
     fake = Fake()
-    tried = choose(fake, LISTED, cluster(1.0, 1.0, rate=1e9), fake.run, 1000, Limit(0.1, lambda _: None))
+    tried = choose(fake, LISTED, cluster(1.0, 1.0, rate=1e9), fake.run, 1000, limit=Limit(0.1, lambda _: None))
     assert [each.name for each in tried] == ["own"]
 
 
