@@ -178,7 +178,7 @@ def measure(weights: str, network: str, rounds: int) -> int:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     words = ["--model", network, "--weights", weights, "--scheme", "auto", "--repeats", str(FRAMES), "--quiet"]
-    options = parser.parse_args([*words, "--weights-on", "every", "--no-selfcheck"])
+    options = parser.parse_args([*words, "--weights-on", "every", "--no-selfcheck", "--in-flight", "1"])
     pace = pace_of(options, team.rank, team.size)
     cluster = find_cluster(options, team, range(team.size), pace, lambda: build_graph(options))
     job = on_root(team, lambda: prepare(options, team.size, cluster))
