@@ -41,7 +41,7 @@ class Wire:
         return int(self.sizes(pictures, np.array([channels]), np.array([rows * columns]))[0])
 
     def sizes(self, batch: int, channels: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """B that pieces of N pictures take, each with so many channels and places (rows x columns) in a channel."""
+        """Sizes in B of pieces of N pictures, from their channels and their places (rows x columns) in a channel."""
         found = batch * channels * (self.item_bytes * places + self.scale_bytes)
         return np.asarray(-(-found // ALIGNED_BYTES) * ALIGNED_BYTES)
 

@@ -151,7 +151,7 @@ def candidates(
     search
         Whether those are among them that a search finds, or a baseline; these take longest.
     most_s
-        What is found after so many s is left out, but for the plans on one device.
+        Time limit in s: later finds are left out, but for plans on one device.
     wires
         Number formats of messages to choose from, the usual one first.
     tell

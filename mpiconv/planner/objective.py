@@ -30,7 +30,7 @@ class Objective:
     measured
         The same from the s between the answers of some batches; None where times do not say it.
     said
-        A value, of batches of so many pictures, in words.
+        Puts a value into words; its second argument is the batch.
     gain
         What follows ``3 x`` where a plan is three times better than another.
     """

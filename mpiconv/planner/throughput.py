@@ -24,7 +24,7 @@ COUNTED = 16
 
 @dataclass(frozen=True)
 class Flow:
-    """What comes out with so many batches in flight; the links and ranks are simulated."""
+    """Simulated pictures/s, and the number of batches in flight that they are for."""
 
     pictures_per_s: float
     in_flight: int

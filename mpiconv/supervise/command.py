@@ -50,7 +50,7 @@ def full_name(name: str, known: Collection[str]) -> str:
 
 
 def for_ranks(words: Sequence[str], left: Sequence[int], ranks: int, known: Collection[str]) -> tuple[list[str], str]:
-    """The words for the ranks that are left of so many, and what had to be given up for that, empty if nothing.
+    """The options for the ranks that are left, and which options are dropped for that, empty if none.
 
     Lists with a value per rank keep the values of those ranks; a plan for more ranks is left out, so that the planner
     makes one.
