@@ -61,7 +61,7 @@ def processes(variable: str, value: str, word: str) -> Iterator[int]:
 
 
 def check(path: Path, pictures: int, seed: int) -> list[str]:
-    """What is wrong with an answers file for so many pictures, compared with the unsplit model; empty if nothing."""
+    """What is wrong with an answers file, compared with the unsplit model on all pictures; empty if nothing."""
     model = mpiconv.load_model(MODEL)
     info = info_of(model)
     made = RandomPictures(pictures, seed, info)

@@ -13,9 +13,11 @@ from torch import nn
 import mpiconv
 from mpiconv.errors import ModelError, MpiconvError, PlanError
 from mpiconv.graph.outputs import Difference, tensors_in, with_tensors
+from mpiconv.graph.trace import trace
 from mpiconv.graph.tracers import capture
 from mpiconv.partition import make_plan
-from mpiconv.runtime.selfcheck import traced_for
+from mpiconv.partition.plan import at_work
+from mpiconv.runtime.selfcheck import _planned_anew, traced_for
 from mpiconv.runtime.settings import Settings
 from mpiconv.study.checking import TOLERANCE, compared, raise_if_different
 from tests.conftest import mpiconv as command
@@ -210,3 +212,14 @@ def test_where_there_is_no_double_precision_the_difference_counts():
     check = compared(*run, [images], Settings(compute="eager"))
     assert not check["passed"]
     assert "exact_rel_error" not in check
+
+
+@pytest.mark.parametrize(("scheme", "shares"), [("kpm", (1, 1)), ("kpm", (0, 1)), ("single", None)])
+def test_a_plan_that_is_made_anew_sends_the_same_format(scheme, shares):
+    """Another tracer found other layers: who computes, and what messages carry, stays."""
+    shape = (1, 3, 8, 8)
+    before = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    plan = make_plan(before, shape, scheme, 2, shares, wire="int8")
+    anew = _planned_anew(plan, trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)), shape[1:]))
+    assert anew.graph != plan.graph
+    assert (anew.wire, at_work(anew)) == ("int8", at_work(plan))

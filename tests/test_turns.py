@@ -183,7 +183,7 @@ def test_every_answer_as_unsplit_and_in_order(net, more, same_host, data):
 @pytest.mark.parallel([2, 3])
 @pytest.mark.parametrize("same_host", ["auto", "messages"])
 def test_bytes_and_flops_are_means_over_the_batches(same_host):
-    """Of so many batches a whole number went by each plan: what was counted says how many, and all of it agrees."""
+    """A whole number of batches went by each plan, and bytes, messages and FLOPs tell the same numbers."""
     root, ranks, frames = COMM.rank == 0, COMM.size, 13
     plans = [*whole(ranks).plans, make_plan(small(), SHAPE, "kpm", ranks, head="split")]
     images = [torch.rand(SHAPE)] * frames

@@ -77,9 +77,12 @@ def _planned_anew(plan: Plan, traced: Traced) -> Plan:
         if plan.scheme not in SCHEMES or plan.gather not in GATHERS:
             raise
     working = at_work(plan)
-    if plan.scheme == "single" and working != [ROOT]:
-        return on_rank(grouped(traced.layers, plan.gather, "split"), working[0], plan.ranks, plan.batch)
-    return make_plan(traced.layers, plan.input_shape, plan.scheme, plan.ranks, plan.shares, plan.gather, head=plan.head)
+    if len(working) == 1 and working != [ROOT]:
+        made = on_rank(grouped(traced.layers, plan.gather, "split"), working[0], plan.ranks, plan.batch)
+        return replace(made, wire=plan.wire)
+    return make_plan(
+        traced.layers, plan.input_shape, plan.scheme, plan.ranks, plan.shares, plan.gather, plan.head, plan.wire
+    )
 
 
 def _refusal(traced: Traced, problem: str) -> ModelError:
