@@ -35,6 +35,16 @@ class PlanError(MpiconvError):
     """A plan does not fit its network, its ranks or itself; the message names the unit and the rank."""
 
 
+class Lost(MpiconvError):  # noqa: N818 - no failure, where the others go on
+    """Another rank is lost that this one counts on; those who are left may go on together."""
+
+    everywhere = True
+
+
+class Refused(Lost):
+    """This rank counts as lost, and the others have gone on without it."""
+
+
 class PeerError(MpiconvError):
     """Another rank failed, and this one cannot go on without it; the message is the other's."""
 

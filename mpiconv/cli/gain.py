@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import argparse
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any
 
 import numpy as np
 
 from mpiconv.cli.setup import Job
 from mpiconv.cli.tables import throughput_fps
-from mpiconv.job.team import Team
 from mpiconv.measure import Record
 from mpiconv.partition import make_plan
 from mpiconv.runtime.building import distribute
+from mpiconv.runtime.net import DistributedNet
 from mpiconv.runtime.settings import Settings
 
 WARM_UP = 2
 REPEATS, WITHIN_S = 5, 5.0
 """How often rank 0 is timed alone where only --check was asked for: so often, or as often as fits, at least once."""
-NAP_S = 0.01
 
 
 def gain_over_one(
-    arguments: argparse.Namespace, job: Job | None, record: Record | None, settings: Settings, team: Team
+    arguments: argparse.Namespace, job: Job, record: Record, net: DistributedNet
 ) -> dict[str, Any] | None:
-    """What the split gained over rank 0 alone, on rank 0 where --check or --compare-single asks for it. Collective.
+    """What the split gained over rank 0 alone, where --check or --compare-single asks for it. On rank 0.
 
     Returns
     -------
@@ -34,15 +33,10 @@ def gain_over_one(
         pictures/s; ``single_latency_s``, the median of rank 0 alone; ``repeats`` of it; and ``measure``, which it was.
     """
     asked: int = arguments.compare_single
-    if team.size == 1 or not (asked or arguments.check):
+    if net.team.size == 1 or not (asked or arguments.check):
         return None
-    found = None
-    if job is not None and record is not None:
-        found = _compare(job, record, settings, asked)
-    done = team.comm.Ibarrier()
-    while not done.Test():
-        sleep(NAP_S)
-    return found
+    net.rest()
+    return _compare(job, record, net.settings, asked)
 
 
 def _compare(job: Job, record: Record, settings: Settings, asked: int) -> dict[str, Any]:

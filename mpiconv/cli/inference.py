@@ -6,7 +6,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -27,10 +27,12 @@ from mpiconv.cli.saving import Results, check_outputs, open_answers
 from mpiconv.cli.sending import sending_bar
 from mpiconv.cli.setup import Job, prepare
 from mpiconv.cli.startup import Startup
+from mpiconv.cli.surviving import Surviving, options_for
 from mpiconv.cli.tables import latency, ranks_at_work, restarts, summary, throughput_fps, weights_moved, where_time_went
 from mpiconv.errors import MpiconvError, UsageError
 from mpiconv.job import launcher
-from mpiconv.job.control import on_root
+from mpiconv.job.control import bcast_json, on_root
+from mpiconv.job.lifeline import Stage
 from mpiconv.job.stopping import Stopping
 from mpiconv.job.team import Team
 from mpiconv.job.world import default_timeout_s, join_world, leave, rooted
@@ -39,8 +41,9 @@ from mpiconv.measure.answers import AnswersFile
 from mpiconv.measure.results import write_results
 from mpiconv.partition.plan_text import idle
 from mpiconv.planner.cluster import Cluster
-from mpiconv.runtime.building import distribute
+from mpiconv.runtime.building import distribute, join
 from mpiconv.runtime.net import DistributedNet
+from mpiconv.runtime.recovery import Anew
 from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.weights import readers_of
 from mpiconv.signals import Caught
@@ -55,68 +58,122 @@ UNLIKELY_POWER_W = 100.0
 def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     """Infer, measure, check, write, print; collective. Exit status 0, or 1 if the check fails.
 
-    A signal that was caught on any rank ends the repeats early; all that was measured until then counts.
+    A signal that was caught on any rank ends the repeats early; all that was measured until then counts. Where ranks
+    are lost, and the MPI job outlives that, those who are left go on.
 
     Raises MpiconvError on every rank if there was none by then.
     """
     startup = Startup()
-    team, launched, pace = _join(arguments)
+    place, stage = _join(arguments), Stage.START
     startup.done("imports and MPI")
+    while True:
+        team = place.team
+        try:
+            status = _infer(arguments, caught, startup, place, stage)
+            break
+        except BaseException as error:
+            if isinstance(error, Anew):
+                left, stage = error.team, Stage.START
+            elif team.watch.explains(error):
+                left, stage = team.left(Stage.START)
+            else:
+                raise
+            place = place.of(left)
+            options_for(arguments, place.kept, team.size)
+    leave(team, status)
+    return status
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process is in the job: its team, the numbers that mpirun gave to the ranks, its pace.
+
+    ``living`` are the team's ranks as they were numbered at the start, ``kept`` as in the team before it.
+    """
+
+    team: Team
+    launched: list[int]
+    pace: float
+    living: tuple[int, ...]
+    kept: tuple[int, ...] = ()
+
+    def of(self, left: Team) -> Place:
+        """The same among those who are left."""
+        living = left.watch.lifeline.living if left.watch.lifeline is not None else self.living
+        kept = tuple(self.living.index(rank) for rank in living)
+        return Place(left, [self.launched[rank] for rank in kept], self.pace, living, kept)
+
+
+def _infer(arguments: argparse.Namespace, caught: Caught, startup: Startup, place: Place, stage: Stage) -> int:
+    """The same on those who are there; from ``stage`` on, which rank 0 is at."""
+    team = place.team
+    if stage is Stage.NETWORK:
+        caught.at_once = False
+        join(team, Settings(pace=place.pace)).follow()
+        return 0
     _check_injected(arguments, team.size)
-    cluster = auto.find_cluster(arguments, team, launched, pace, lambda: build_graph(arguments))
+    cluster = auto.find_cluster(arguments, team, place.launched, place.pace, lambda: build_graph(arguments))
     if cluster is not None and team.size > 1:
         startup.done("probe")
 
-    devices = devices_here(arguments, team, pace) if cluster is not None else []
+    devices = devices_here(arguments, team, place.pace) if cluster is not None else []
     ready = partial(_ready, arguments, team.size, cluster, devices)
     job, answers = on_root(team, ready, what="loading the network and the pictures") or (None, None)
     crowd = crowded(arguments, team)
     if job is not None:
         _notes(arguments, job, crowd)
-    settings = _with_file(arguments, settings_of(arguments, pace), team)
+    settings = _with_file(arguments, settings_of(arguments, place.pace), team)
+    stopping = Stopping(team, caught)
     startup.done("model, plan and pictures")
-    bar = sending_bar(quiet=arguments.quiet) if job else None
-    net = distribute(job.model if job else None, job.plan if job else None, team, settings, bar)
+    if job is None or answers is None:
+        net = distribute(None, None, team, settings)
+        caught.at_once = False
+        net.follow(stopping.look)
+        return 0
+    surviving = Surviving(arguments, job)
+    net = distribute(job.model, job.plan, team, settings, sending_bar(quiet=arguments.quiet), surviving)
     startup.took("tracing and self-check" if settings.selfcheck else "tracing", net.tracing_s)
     startup.done("weights to the ranks")
-    stopping = Stopping(team, caught)
     caught.at_once = False
-    if job is None or answers is None:
-        done = net.follow(stopping.look)
-    else:
-        running = Running(arguments, job, net, stopping, startup, len(answers.kept) // job.plan.batch)
-        results = _results(running, net, startup, answers)
-        running.run_all(results)
-        net.dismiss()
-        job, done = running.job, running.measured
-    ended_early = stopping.settle()
-    if done < 1:
+    running = Running(arguments, surviving, net, stopping, startup, len(answers.kept) // job.plan.batch)
+    results = _results(running, net, startup, answers)
+    return _lead(running, net, stopping, startup, results)
+
+
+def _lead(running: Running, net: DistributedNet, stopping: Stopping, startup: Startup, results: Results) -> int:
+    """What rank 0 does once the network is ready, while the others follow."""
+    arguments = running.arguments
+    running.run_all(results)
+    ended_early = stopping.ended
+    if running.measured < 1:
         raise MpiconvError(
             f"ended by {ended_early} before the first repeat: nothing was measured and no results are written"
         )
     record = net.collect()
     not_finite = net.first_not_finite()
-    gain = None if ended_early else gain_over_one(arguments, job, record, net.settings, team)
-    status = 0
-    if job is not None and record is not None:
-        if ended_early:
-            _tell_early(ended_early, running)
-        status = _finish(running, record, net, ended_early, startup, results, gain, not_finite)
-    leave(team)
-    return status
+    assert record is not None  # noqa: S101 - this is rank 0
+    gain = None if ended_early else gain_over_one(arguments, running.job, record, net)
+    net.dismiss()
+    stopping.close()
+    if ended_early:
+        _tell_early(ended_early, running)
+    return _finish(running, record, net, ended_early, startup, results, gain, not_finite)
 
 
-def _join(arguments: argparse.Namespace) -> tuple[Team, list[int], float]:
-    """The ranks with the root first, the number that mpirun gave to each, and this rank's pace. Collective."""
-    if arguments.rank_timeout is None:
-        arguments.rank_timeout = default_timeout_s()
-    joined = join_world(rank_timeout_s=arguments.rank_timeout)
+def _join(arguments: argparse.Namespace) -> Place:
+    """All ranks, with the root first. Collective."""
+    asked = default_timeout_s() if arguments.rank_timeout is None else arguments.rank_timeout
+    joined = join_world(rank_timeout_s=asked)
     launcher.open_stderr()
     torch.set_num_threads(arguments.threads)
     pace = pace_of(arguments, joined.rank, joined.size)
     team, launched = rooted(joined, arguments.root)
-    arguments.rank_timeout = team.watch.limit_s
-    return team, launched, pace
+    if team.watch.lifeline is None:
+        arguments.rank_timeout = team.watch.limit_s
+    else:
+        team.watch.lifeline.timeout_s = arguments.rank_timeout or None
+        team.watch.limit_s = team.watch.idle_limit_s = bcast_json(team, default_timeout_s())
+    return Place(team, launched, pace, tuple(range(team.size)))
 
 
 def _ready(
@@ -161,8 +218,8 @@ def _results(running: Running, net: DistributedNet, startup: Startup, answers: A
         found = _attributes(arguments, running.job, check, net, record, ended_early) | about
         if running.tried:
             found["auto_tried"] = to_json(auto.as_list(running.tried))
-        if running.rebalancing is not None:
-            found["events"] = to_json(running.rebalancing.events)
+        if running.events or running.rebalancing is not None:
+            found["events"] = to_json(running.events)
             found["measured_from"] = running.done - net.reports.measured
         if arguments.restarted is not None:
             found["restarts"] = arguments.restarted
@@ -211,8 +268,8 @@ def _finish(
         launcher.tell(f"mpiconv: note: results of {counted(len(record.latency_s), 'repeat')} in {results.path}")
     if arguments.json:
         tried: dict[str, Any] = {"auto": auto.as_list(running.tried)} if running.tried else {}
-        if running.rebalancing is not None:
-            tried |= {"events": running.rebalancing.events, "measured_from": running.done - running.measured}
+        if running.events or running.rebalancing is not None:
+            tried |= {"events": running.events, "measured_from": running.done - running.measured}
         if arguments.restarted is not None:
             tried["restarts"] = arguments.restarted
         print(

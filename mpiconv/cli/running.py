@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 import torch
@@ -19,9 +19,13 @@ from mpiconv.cli.objectives import objective_of
 from mpiconv.cli.saving import Results
 from mpiconv.cli.setup import Job, repeats_of
 from mpiconv.cli.startup import Startup
+from mpiconv.cli.surviving import Surviving, event_of
+from mpiconv.cli.surviving import line_of as loss_line
 from mpiconv.data.pictures import ahead
+from mpiconv.job import launcher
 from mpiconv.job.stopping import Stopping
 from mpiconv.job.world import on_terminal
+from mpiconv.partition.turns import Turns
 from mpiconv.runtime.exactness import Exactness
 from mpiconv.runtime.net import DistributedNet
 from mpiconv.runtime.rebalance import Rebalance
@@ -34,8 +38,6 @@ class Running:
 
     Attributes
     ----------
-    job
-        With the plan that runs.
     first
         The number of the batch that it begins with: those before it have their answers.
     outputs
@@ -49,24 +51,36 @@ class Running:
         the last plan.
     rebalancing
         What adopts other plans meanwhile; None where nothing does.
+    events
+        What became of the plan meanwhile, as results have it: ranks that were lost, and what rebalancing did.
     """
 
     def __init__(
         self,
         arguments: argparse.Namespace,
-        job: Job,
+        surviving: Surviving,
         net: DistributedNet,
         stopping: Stopping,
         startup: Startup,
         first: int,
     ) -> None:
-        self.arguments, self.job, self._net, self.first = arguments, job, net, first
+        self.arguments, self._surviving, self._net, self.first = arguments, surviving, net, first
+        self.events: list[dict[str, Any]] = []
+        self._begin_s = monotonic()
         self.rebalancing: Rebalance | None = None
         self._stopping, self._startup = stopping, startup
         self.outputs: list[Any] = []
         self.done, self.measured, self.tried = 0, 0, list[Trial]()
         self._answers: Any = None
         self._bar: Any = None
+
+    @property
+    def job(self) -> Job:
+        """With the plan that runs."""
+        return self._surviving.job
+
+    def _adopted(self) -> None:
+        self._surviving.job = replace(self.job, plan=self._net.plan)
 
     @property
     def frames(self) -> int:
@@ -106,12 +120,17 @@ class Running:
             )
             self._try_plans(batches, frames)
             if arguments.rebalance and self.job.cluster is not None and self.job.plan.ranks > 1:
-                self.rebalancing = Rebalance(net, self.job.cluster, self._tell)
+                self.rebalancing = Rebalance(net, self.job.cluster, self._tell, self.events)
+            if net.team.watch.lifeline is not None:
+                self._surviving.plan_ahead()
             more = True
             while more:
                 for _ in self._run(results.until_due(batches)):
                     self._rebalance(frames)
                 more = results.save_so_far(net, self.done < frames and not self._stopping.look())
+            while not net.reports.measured and not self._stopping.look():  # all was lost with a rank's last breath
+                list(net.stream([first]))
+            self._note_losses()
             self.measured = net.reports.measured
         if self.rebalancing is not None:
             self.rebalancing.end()
@@ -121,7 +140,25 @@ class Running:
         if self.rebalancing is None or self._stopping.look():
             return
         if self.rebalancing.after_picture(self.done, frames - self.done):
-            self.job = replace(self.job, plan=self._net.plan)
+            self._adopted()
+
+    def _note_losses(self) -> bool:
+        """Note what ranks were lost since this was asked last; whether there were any."""
+        known = sum(event["kind"] == "loss" for event in self.events)
+        new = self._net.losses[known:]
+        for loss in new:
+            self.events.append(event_of(loss, self._net.plan, self.done, monotonic() - self._begin_s))
+            launcher.tell(f"mpiconv: note: {loss_line(self.events[-1])}")
+        if new and self.rebalancing is not None:
+            self.rebalancing = self._rebalance_anew()
+        return bool(new)
+
+    def _rebalance_anew(self) -> Rebalance | None:
+        """What watches the plan of those who are left."""
+        cluster = self.job.cluster
+        if cluster is None or self._net.team.size < 2 or isinstance(self._net.plan, Turns):
+            return None
+        return Rebalance(self._net, cluster, self._tell, self.events)
 
     def _tell(self, text: str) -> None:
         """A line on stderr above the bar."""
@@ -134,15 +171,23 @@ class Running:
         cluster, trials = self.job.cluster, self.job.trials
         if cluster is None or len(trials) < 2:
             return
-        exact, most = Exactness(self._net, self._stopping.look), self.arguments.wire_error
+        lost = len(self._net.losses)
+
+        def over() -> bool:
+            return self._stopping.look() or len(self._net.losses) > lost
+
+        exact, most = Exactness(self._net, over), self.arguments.wire_error
 
         def run(count: int) -> list[float]:
-            return list(self._run(exact.asking(itertools.islice(batches, count)), exact.answered))
+            if len(self._net.losses) > lost:
+                return []
+            seconds = list(self._run(exact.asking(itertools.islice(batches, count)), exact.answered))
+            return [] if len(self._net.losses) > lost else seconds
 
         limit = None if most is None else Limit(most, exact.errs)
         self.tried = choose(self._net, trials, cluster, run, frames, objective_of(self.arguments), limit)
-        self.job = replace(self.job, plan=self._net.plan)
-        if not self._stopping.look():
+        self._adopted()
+        if not over():
             self._net.reset()
             if self.job.kept_for is not None:
                 self.job.kept_for.keep(self.tried, self.job)
@@ -155,6 +200,7 @@ class Running:
         for output in self._net.stream(batches, copy=False):
             seconds = perf_counter() - last
             self._startup.done("first picture")
+            self._note_losses()
             self.done += 1
             self._bar.update()
             self._keep(output)
@@ -177,5 +223,4 @@ class Running:
     @property
     def _unmeasured(self) -> bool:
         """Whether another plan was adopted that nothing was measured of yet: there has to be something to write."""
-        adopted = self.rebalancing is not None and self.rebalancing.events
-        return bool(adopted) and not self._net.reports.measured
+        return bool(self.events) and not self._net.reports.measured

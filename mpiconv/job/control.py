@@ -6,7 +6,7 @@ None of them blocks in MPI: every wait can be ended, and says whom it is for.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -25,24 +25,27 @@ CONTROL = "control messages"
 
 def bcast_json(team: Team, value: Any, root: int = 0, what: str = CONTROL) -> Any:
     """Give every rank what the root has. Collective; ``what`` it is, for those who wait long."""
+    from mpiconv.job.together import broadcast  # needs MPI, which a command may fail before it has
+
     data = np.frombuffer(json.dumps(value).encode(), np.uint8) if team.rank == root else np.empty(0, np.uint8)
     length = np.array([len(data)], np.int64)
-    _wait(team, team.comm.Ibcast(length, root), what, root)
+    _wait(team, broadcast(team, length, root), what, root)
     if team.rank != root:
         data = np.empty(int(length[0]), np.uint8)
-    _wait(team, team.comm.Ibcast(data, root), what, root)
+    _wait(team, broadcast(team, data, root), what, root)
     return json.loads(data.tobytes())
 
 
 def allgather_json(team: Team, value: Any, what: str = CONTROL) -> list[Any]:
     """What every rank has, in the order of ranks, on every rank. Collective."""
+    from mpiconv.job.together import all_gathered
+
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     lengths = np.empty(team.size, np.int64)
-    _wait(team, team.comm.Iallgather(np.array([len(data)], np.int64), lengths), what)
+    _wait(team, all_gathered(team, np.array([len(data)], np.int64), lengths, [1] * team.size), what)
     everything = np.empty(int(lengths.sum()), np.uint8)
-    starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))
-    _wait(team, team.comm.Iallgatherv(data, [everything, (lengths, starts)]), what)
-    return [json.loads(part.tobytes()) for part in np.split(everything, starts[1:])]
+    _wait(team, all_gathered(team, data, everything, lengths.tolist()), what)
+    return [json.loads(part.tobytes()) for part in np.split(everything, np.cumsum(lengths)[:-1])]
 
 
 def on_root(team: Team, work: Callable[[], T], what: str = "the work of rank 0") -> T | None:
@@ -73,8 +76,8 @@ def on_root(team: Team, work: Callable[[], T], what: str = "the work of rank 0")
     return result
 
 
-def _wait(team: Team, request: MPI.Request, what: str, *ranks: int) -> None:
-    from mpiconv.job.waiting import wait  # needs MPI, which a command may fail before it has
+def _wait(team: Team, requests: Sequence[MPI.Request], what: str, *ranks: int) -> None:
+    from mpiconv.job.waiting import wait
     from mpiconv.job.watch import Place
 
-    wait(team, [request], Place(what, ranks))
+    wait(team, requests, Place(what, ranks))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 from types import TracebackType
 
 from mpi4py import MPI
 
+from mpiconv.errors import MpiconvError
 from mpiconv.job.control import allgather_json, bcast_json
+from mpiconv.job.lifeline import Lifeline, Stage
+from mpiconv.job.lines import Lines
+from mpiconv.job.openmpi import survives
 from mpiconv.job.progress import Progress
 from mpiconv.job.seats import Seat, find_seats
 from mpiconv.job.shared_memory import share
@@ -21,12 +26,13 @@ MEETING_TAG = 13
 class Team:
     """The ranks of a communicator. It owns what is made from it, and gives all of it back when it is closed.
 
-    ``Team.of`` makes one; ``twin`` and ``part`` make teams from it that share its watch, ``shrink`` one that does not.
+    ``Team.of`` makes one; ``twin`` and ``part`` make teams from it that share its watch, ``shrink`` and ``left`` one
+    that does not.
 
     Attributes
     ----------
     comm
-        Its communicator, which nobody else uses.
+        Its communicator, which nobody else uses; where ranks of it were lost, the lines between those who are left.
     watch, members
         Looks after the long waits of this rank; the numbers of the team's ranks as it counts them.
     seats
@@ -38,7 +44,9 @@ class Team:
     ...     names = allgather_json(team, "alexnet" if team.rank == 0 else "")
     """
 
-    def __init__(self, comm: MPI.Intracomm, watch: Watch, members: Sequence[int], seats: Sequence[Seat] = ()) -> None:
+    def __init__(
+        self, comm: MPI.Intracomm | Lines, watch: Watch, members: Sequence[int], seats: Sequence[Seat] = ()
+    ) -> None:
         self.comm, self.watch = comm, watch
         self.members, self.seats = tuple(members), tuple(seats)
         self.rank, self.size = comm.rank, comm.size
@@ -63,11 +71,44 @@ class Team:
         hosts = allgather_json(team, socket.gethostname())
         team.watch, team._own_watch = Watch(messages, hosts), True
         meet(team, "finding the ranks of each host")
-        shared = MPI.Intracomm(own.Split_type(MPI.COMM_TYPE_SHARED))
+        shared = MPI.Intracomm(team.mpi.Split_type(MPI.COMM_TYPE_SHARED))
         first = bcast_json(cls(shared, Watch(), range(shared.size)), team.rank)
         shared.Free()
         team.seats = find_seats(team, first, hosts)
+        if all(allgather_json(team, survives() and team.size > 1)):
+            pids = allgather_json(team, os.getpid())
+            team.watch.lifeline = Lifeline(team.twin().mpi, team.twin().mpi, pids, team.seats)
         return team
+
+    def left(self, stage: Stage) -> tuple[Team, Stage]:
+        """Agree with those who are left on who that is; them as a team, and rank 0's stage. On all of them.
+
+        Raises
+        ------
+        MpiconvError
+            Rank 0 is lost; or, as Refused, this rank counts as lost.
+        """
+        lifeline = self.watch.lifeline
+        if lifeline is None:
+            raise MpiconvError("this MPI job does not outlive a rank: mpirun --with-ft ulfm does, where it is Open MPI")
+        stage = lifeline.agree(stage)
+        lines = Lines.after(lifeline.spare, lifeline.living, lifeline.losses)
+        seats = [lifeline.seats[rank] for rank in lifeline.living]
+        watch = Watch(lines.twin(), [seat.host for seat in seats])
+        watch.lifeline, watch.limit_s, watch.idle_limit_s = lifeline, self.watch.limit_s, self.watch.idle_limit_s
+        return Team(lines, watch, range(lines.size), seats), stage
+
+    @property
+    def whole(self) -> bool:
+        """Whether nobody was lost before it was made."""
+        return not isinstance(self.comm, Lines)
+
+    @property
+    def mpi(self) -> MPI.Intracomm:
+        """Its communicator, for what MPI alone can do. Raises MpiconvError where ranks of it were lost."""
+        if isinstance(self.comm, Lines):
+            raise MpiconvError("ranks were lost, and this needs all that were started")
+        return self.comm
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -106,10 +147,13 @@ class Team:
         return self._parts[chosen]
 
     def shrink(self, survivors: Sequence[int]) -> Team:
-        """Those that are left, in this order, as a team that needs nothing from the others. Collective over them."""
-        left = self._grouped(tuple(survivors))
+        """Some ranks, in this order, as a team that needs nothing from the others. Collective over them."""
+        group = self.mpi.Get_group()
+        chosen = group.Incl(survivors)
+        left = self.mpi.Create_group(chosen)
         made = Team._formed(left)
-        left.Free()
+        for each in (left, chosen, group):
+            each.Free()
         made.watch.limit_s, made.watch.idle_limit_s = self.watch.limit_s, self.watch.idle_limit_s
         return made
 
@@ -130,10 +174,14 @@ class Team:
         if self.closed:
             return
         self.closed = True
+        if self.watch.lifeline is not None and self.watch.lifeline.losses:
+            return  # MPI may wait for those who are lost
         for made in (*self._parts.values(), *self._made):
             made.close()
         self._parts, self._made = {}, []
         if self._own_watch:
+            if self.watch.lifeline is not None:
+                self.watch.lifeline.stop()
             self.watch.close()
         self.comm.Free()
 
@@ -145,13 +193,17 @@ class Team:
             meet(self, "the end of the team")
             self.close()
 
-    def _duplicate(self) -> MPI.Intracomm:
+    def _duplicate(self) -> MPI.Intracomm | Lines:
+        if isinstance(self.comm, Lines):
+            return self.comm.twin()
         made, request = self.comm.Idup()
         wait(self, [request], Place("the duplication of a communicator"))
         return MPI.Intracomm(made)
 
-    def _grouped(self, ranks: tuple[int, ...]) -> MPI.Intracomm:
-        """A communicator of some ranks. Collective over them, and none of the others needs to be alive."""
+    def _grouped(self, ranks: tuple[int, ...]) -> MPI.Intracomm | Lines:
+        """A communicator of some ranks. Collective over them."""
+        if isinstance(self.comm, Lines):
+            return self.comm.part(ranks)
         everyone = self.comm.Get_group()
         chosen = everyone.Incl(ranks)
         made = self.comm.Create_group(chosen)

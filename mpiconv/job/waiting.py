@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from mpi4py import MPI
 
+from mpiconv.job.together import meeting
 from mpiconv.job.watch import Place, Watch
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class Waiting:
     def rest(self, place: Place = ANYWHERE) -> None:
         """What to do between two looks: let other threads of this process run, and MPI move other messages."""
         self._looks += 1
+        self._watch.check()
         if self._looks % LOOKS == 0:
             self._watch.late(place)
         MPI.COMM_SELF.Iprobe()
@@ -125,4 +127,4 @@ def wait(team: Team, requests: Sequence[MPI.Request], place: Place) -> None:
 
 def meet(team: Team, what: str) -> None:
     """Return once all ranks are there, so that a call that blocks in MPI has nobody to wait for. Collective."""
-    wait(team, [team.comm.Ibarrier()], Place(what))
+    wait(team, meeting(team), Place(what))

@@ -11,6 +11,8 @@ from time import monotonic, sleep
 from mpi4py import MPI
 
 from mpiconv.errors import MpiconvError, PeerError, reason
+from mpiconv.job.lifeline import Lifeline
+from mpiconv.job.lines import Lines
 from mpiconv.signals import caught
 
 TAG = 12
@@ -56,16 +58,28 @@ class Watch:
     ----------
     limit_s, idle_limit_s
         How long a rank may wait before it gives up, in a place that is not idle or one that is; 0 for ever.
+    lifeline
+        What knows who is lost; None where the loss of a rank ends the job.
     """
 
-    def __init__(self, comm: MPI.Intracomm | None = None, hosts: Iterable[str] = ()) -> None:
+    def __init__(self, comm: MPI.Intracomm | Lines | None = None, hosts: Iterable[str] = ()) -> None:
         self.comm, self.hosts = comm, tuple(hosts)
         self.limit_s = self.idle_limit_s = 0.0
+        self.lifeline: Lifeline | None = None
         self._began: float | None = None
         self._say_at = SAY_S
         self._announced = False
         self._others: dict[int, str] = {}
         self._sent: list[MPI.Request] = []
+
+    def check(self) -> None:
+        """Raise Lost where a rank is lost that this one counts on."""
+        if self.lifeline is not None:
+            self.lifeline.check()
+
+    def explains(self, error: BaseException) -> bool:
+        """Whether an error is for the loss of a rank, without which the others may go on."""
+        return self.lifeline is not None and self.lifeline.explains(error)
 
     def late(self, place: Place) -> None:
         """To be called now and then while waiting, until ``over``.

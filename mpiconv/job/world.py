@@ -108,18 +108,26 @@ def default_timeout_s() -> float:
     return 0.0 if on_terminal() and "SLURM_JOB_ID" not in os.environ else BATCH_TIMEOUT_S
 
 
-def leave(team: Team) -> None:
+def leave(team: Team, status: int = 0) -> None:
     """Wait until all ranks are through, in silence: rank 0 may have much to write. Collective.
 
-    MPI would wait for that, too, but not be ended by a signal while it does.
+    MPI would wait for that, too, but not be ended by a signal while it does. Where ranks were lost it may wait for
+    ever: there the process ends here, with this exit status.
     """
+    from mpiconv.job.together import meeting
     from mpiconv.signals import caught
 
-    request = team.comm.Ibarrier()
-    while not request.Test():
+    lifeline = team.watch.lifeline
+    requests = meeting(team) if lifeline is None or not lifeline.losses else []
+    while requests and not (lifeline is not None and lifeline.alarm) and not requests[0].Test():
         if caught.ending and time.monotonic() - caught.when_s > LEAVE_S:
             raise MpiconvError("ended by SIGTERM while another rank was at work")
         time.sleep(POLL_S)
+    if lifeline is not None and (lifeline.losses or lifeline.alarm):
+        lifeline.end_silent()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def _join_seconds() -> float:

@@ -197,9 +197,13 @@ class Cluster:
         return self.in_order([rank, *(other for other in range(len(self.devices)) if other != rank)])
 
     def in_order(self, order: Sequence[int]) -> Cluster:
-        """The same cluster with its devices in another order; ``order`` has their numbers."""
+        """The same cluster with its devices in another order, or some of them; ``order`` has their numbers."""
         places = {old: new for new, old in enumerate(order)}
-        links = (replace(link, source=places[link.source], target=places[link.target]) for link in self.links)
+        links = (
+            replace(link, source=places[link.source], target=places[link.target])
+            for link in self.links
+            if link.source in places and link.target in places
+        )
         return replace(self, devices=tuple(self.devices[old] for old in order), links=tuple(links))
 
     def with_links(self, factor: float) -> Cluster:

@@ -14,7 +14,8 @@ from mpiconv.probe.speed import wait_quietly
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from mpiconv.job.team import Team
+    from mpiconv.job.lines import Lines
+from mpiconv.job.team import Team
 
 TAG = 9
 SIZES = (1, 1024, *(4**power for power in range(7, 12)))
@@ -29,7 +30,7 @@ SHORT_S = 0.015
 LEAST_REPEATS, MOST_REPEATS = 4, 32
 
 
-def send_timed(comm: MPI.Intracomm, target: int, size: int) -> float:
+def send_timed(comm: MPI.Intracomm | Lines, target: int, size: int) -> float:
     """Seconds from the start of a message of this size in B to its acknowledgement by a rank that runs ``answer``."""
     message, note = np.zeros(size, np.uint8), np.array([size], np.int64)
     comm.Send(note, target, TAG)
@@ -40,12 +41,12 @@ def send_timed(comm: MPI.Intracomm, target: int, size: int) -> float:
     return perf_counter() - begin
 
 
-def stop_answering(comm: MPI.Intracomm, target: int) -> None:
+def stop_answering(comm: MPI.Intracomm | Lines, target: int) -> None:
     """Tell a rank that runs ``answer`` that nothing more comes."""
     comm.Send(np.zeros(1, np.int64), target, TAG)
 
 
-def answer(comm: MPI.Intracomm, source: int) -> None:
+def answer(comm: MPI.Intracomm | Lines, source: int) -> None:
     """Take what ``send_timed`` sends, until it stops: the size first, so that the buffer is there when it counts."""
     note = np.empty(1, np.int64)
     while True:

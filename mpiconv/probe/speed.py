@@ -22,6 +22,7 @@ from mpiconv.runtime.heap import settle_heap
 
 if TYPE_CHECKING:
     from mpiconv.job.team import Team
+from mpiconv.job.together import meeting
 
 POLL_S = 0.0005
 LEAST_CALLS = 3
@@ -121,6 +122,7 @@ class SpeedProbe:
 
 def wait_quietly(team: Team) -> None:
     """A barrier that sleeps where MPI's own spins: it leaves the core to those who are measured. Collective."""
-    request = team.comm.Ibarrier()
-    while not request.Test():
+    requests = meeting(team)
+    while not all(request.Test() for request in requests):
+        team.watch.check()
         time.sleep(POLL_S)

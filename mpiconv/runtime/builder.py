@@ -9,7 +9,6 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from mpi4py import MPI
 from torch import nn
 
 from mpiconv.errors import PlanError, UsageError
@@ -111,11 +110,20 @@ class Builder:
         The rows of weights that this rank has.
     memory
         How the maps of all its plans lie in memory.
+    weights_s
+        s that getting the weights of the last plan took.
     """
 
-    def __init__(self, team: Team, settings: Settings, model: Model, params: Sequence[str]) -> None:
-        """``params`` are the keys of all the network's tensors, which all ranks know."""
-        self._team, self._settings, self._model = team, settings, model
+    def __init__(
+        self, team: Team, settings: Settings, model: Model, params: Sequence[str], before: Builder | None = None
+    ) -> None:
+        """``params`` are the keys of all the network's tensors, which all ranks know.
+
+        ``before`` is the one that is given up since ranks were lost, None where this rank has none: weights stay.
+        """
+        if before is not None:
+            before.close()
+        self._team, self._settings, self.model = team, settings, model
         self._teams = [team, *(team.twin() for _ in range(1, settings.in_flight))]
         measured = settings.overlap == "auto" and team.size > 1
         self._seconds_per_byte = _seconds_per_byte(team, settings.dilation) if measured else 0.0
@@ -129,9 +137,11 @@ class Builder:
             folder = "" if settings.weight_cache == "auto" else settings.weight_cache
             self._cache = CacheStore(WeightCache(folder, settings.weight_cache_bytes))
             stores.append(self._cache)
-        asked = bool(settings.readers or cached)
-        self.weights = Weights(team, model.state, stores, asked=asked)
-        self.guard, self._cores = Guard(settings.guard), Cores(team)
+        asked = bool(settings.readers or cached) or not team.whole
+        self.weights: Weights = Weights(team, model.state, stores, before.weights if before else None, asked=asked)
+        self.guard: Guard = before.guard if before else Guard(settings.guard)
+        self._cores = Cores(team)
+        self.weights_s = 0.0
         self.memory = Memory(channels_last=channels_last(settings.compute))
         self._units = LocalUnits(team.rank, self.weights, settings, model.modules, model.state)
 
@@ -155,7 +165,9 @@ class Builder:
         carried, wanted = [self._schedule(each) for each in plans_of(plan)], holdings(plan)
         if self._hashed:
             self._tell_hashes(wanted)
+        begin = perf_counter()
         came = self.weights.adopt(wanted, progress)
+        self.weights_s = perf_counter() - begin
         if self._cache is not None:
             self._cache.keep(came)
         if self._cores.use(plan):
@@ -176,7 +188,7 @@ class Builder:
     def _tell_hashes(self, wanted: Holdings) -> None:
         """Have every rank know the hashes of the tensors that others than the root need. Collective."""
         params = [param for param, spans in wanted.items() if any(spans[:ROOT] + spans[ROOT + 1 :])]
-        found = hashes_of(params, self._model.state) if self._team.rank == ROOT else None
+        found = hashes_of(params, self.model.state) if self._team.rank == ROOT else None
         found = bcast_json(self._team, found, what="the hashes of the weights")
         if self._cache is not None:
             self._cache.marks = dict(zip(params, found, strict=True))
@@ -232,6 +244,5 @@ def _seconds_per_byte(team: Team, dilation: float) -> float:
         begin = perf_counter()
         wait(team, [team.comm.Irecv(back, left, TAG), team.comm.Isend(out, right, TAG)], place)
         times.append(perf_counter() - begin)
-    slowest = np.array([min(times)])
-    wait(team, [team.comm.Iallreduce(MPI.IN_PLACE, slowest, MPI.MAX)], Place(place.name))
-    return float(slowest[0]) / PROBE_BYTES / dilation
+    slowest: float = max(allgather_json(team, min(times), what=place.name))
+    return slowest / PROBE_BYTES / dilation

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from time import perf_counter
-from typing import Any
+from functools import partial
 
 from mpi4py import MPI
 from torch import nn
 
 from mpiconv.errors import UsageError
 from mpiconv.graph.tracers import unwrapped
-from mpiconv.job.control import bcast_json, on_root
 from mpiconv.job.team import Team
-from mpiconv.job.world import default_timeout_s
-from mpiconv.models.weights import is_finite
 from mpiconv.partition import Plan
-from mpiconv.partition.turns import AnyPlan, any_plan_of, in_turn
-from mpiconv.runtime.builder import Builder, Model
+from mpiconv.partition.turns import AnyPlan, in_turn
+from mpiconv.runtime.builder import Model
 from mpiconv.runtime.heap import settle_heap
 from mpiconv.runtime.net import DistributedNet
+from mpiconv.runtime.recovery import Recovery, Replan
 from mpiconv.runtime.selfcheck import traced_for
 from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.weights import Progress, check_state
@@ -33,6 +29,7 @@ def distribute(
     comm: MPI.Intracomm | Team | None = None,
     settings: Settings | None = None,
     progress: Progress | None = None,
+    replan: Replan | None = None,
 ) -> DistributedNet:
     """Send every rank its plan and its slice of the weights, and make ready to run. Collective.
 
@@ -48,6 +45,10 @@ def distribute(
         How to run it: the root's count, of the others only ``pace``. None for the defaults.
     progress
         On rank 0 called again and again while the weights are sent: with the B sent so far, and with all.
+    replan
+        On rank 0: makes the plan for the ranks that are left where some are lost, of the plan that ran and their
+        numbers in it. That happens under ``mpirun --with-ft ulfm`` alone; else the loss of a rank ends the job. None:
+        ``mpiconv.partition.leaving.plan_for_left``.
 
     Raises
     ------
@@ -64,8 +65,12 @@ def distribute(
     ...     scores = net(torch.rand(1, 3, 227, 227) if comm.rank == 0 else None)
     """
     team = Team.of(MPI.COMM_SELF if comm is None else comm)
+    settings = settings or Settings()
+    settle_heap()
+    recovery = Recovery(replan)
     try:
-        return _distribute(model, plan, team, settings or Settings(), progress)
+        ready = partial(_ready, model, plan, team.size, selfcheck=settings.selfcheck)
+        return DistributedNet(recovery, recovery.begin(team, ready, settings, progress))
     except BaseException as error:
         team.watch.failed(error)
         if getattr(error, "everywhere", False):
@@ -73,51 +78,22 @@ def distribute(
         raise
 
 
-def _distribute(
-    model: nn.Module | None,
-    given: AnyPlan | Sequence[Plan] | None,
-    team: Team,
-    settings: Settings,
-    progress: Progress | None,
-) -> DistributedNet:
-    settle_heap()
-    begin = perf_counter()
-
-    def check() -> tuple[AnyPlan, Model]:
-        if model is None or given is None:
-            raise UsageError("rank 0 has to pass the model and the plan")
-        plan = in_turn(given)
-        if plan.ranks != team.size:
-            raise UsageError(f"the plan is for {counted(plan.ranks, 'rank')} and {team.size} are running")
-        traced, fitting = traced_for(model, plan, check=settings.selfcheck)
-        check_state(fitting.graph, traced.tensors)
-        own = unwrapped(model, traced.layers.model).state_dict()
-        return fitting, Model(traced.modules, traced.tensors, sorted(set(traced.tensors) - set(own)))
-
-    checked = on_root(team, check, what="preparing the network")
-    tracing_s = perf_counter() - begin
-    known = checked[1] if checked is not None else Model({}, {})
-    if not all(map(is_finite, known.state.values())):
-        settings = replace(settings, compute="eager")  # what is compiled makes numbers of NaN
-    about: dict[str, Any] | None = None
-    if checked is not None:
-        about = {"plan": checked[0].to_dict(), "unsaved": known.unsaved, "settings": asdict(settings)}
-    about = bcast_json(team, about)
-    shared = checked[0] if checked is not None else any_plan_of(about["plan"])
-    known = replace(known, unsaved=about["unsaved"])
-    settings = _agreed(Settings(**about["settings"]), settings.pace, team)
-    params = [param.key for unit in shared.graph.units for param in unit.params]
-    builder = Builder(team, settings, known, params)
-    on_root(team, lambda: builder.check(shared, shared.batch))
-    built = builder.build(shared, progress)
-    return DistributedNet(team, settings, builder, built, tracing_s)
+def join(team: Team, settings: Settings) -> DistributedNet:
+    """Join in with a network that the others run already, on those who are left. On a rank that was not ready yet."""
+    recovery = Recovery()
+    return DistributedNet(recovery, recovery.begin(team, partial(_ready, None, None, team.size), settings, None))
 
 
-def _agreed(settings: Settings, pace: float, team: Team) -> Settings:
-    """The root's settings, with what depends on rank and team; the team's waits end as they say. Collective."""
-    asked = settings.rank_timeout_s
-    team.watch.limit_s = bcast_json(team, default_timeout_s()) if asked is None else asked
-    team.watch.idle_limit_s = asked or 0.0
-    wait = settings.wait if settings.wait != "auto" else "sleep" if team.crowded else "spin"
-    # JSON has lists for tuples
-    return replace(settings, pace=pace, wait=wait, readers=tuple(settings.readers), as_slices=tuple(settings.as_slices))
+def _ready(
+    model: nn.Module | None, given: AnyPlan | Sequence[Plan] | None, ranks: int, *, selfcheck: bool = True
+) -> tuple[AnyPlan, Model]:
+    """The plan for the network as it was traced, and what rank 0 knows of it."""
+    if model is None or given is None:
+        raise UsageError("rank 0 has to pass the model and the plan")
+    plan = in_turn(given)
+    if plan.ranks != ranks:
+        raise UsageError(f"the plan is for {counted(plan.ranks, 'rank')} and {ranks} are running")
+    traced, fitting = traced_for(model, plan, check=selfcheck)
+    check_state(fitting.graph, traced.tensors)
+    own = unwrapped(model, traced.layers.model).state_dict()
+    return fitting, Model(traced.modules, traced.tensors, sorted(set(traced.tensors) - set(own)))

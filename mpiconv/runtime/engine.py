@@ -32,7 +32,7 @@ class Engine:
     orders
         What rank 0 has the other ranks do.
     number
-        The number of the next frame.
+        The number of the next frame that was not run yet.
     """
 
     def __init__(self, orders: Orders, recorder: Recorder, wait: str, acts: Mapping[Kind, Act]) -> None:
@@ -54,6 +54,23 @@ class Engine:
         self.adopt(())
         self._acts = {}
 
+    def redo(self, before: Engine) -> None:
+        """Go on where another one was: with its numbers and, on rank 0, its frames; what has no answer is run again."""
+        self.number = before.number
+        if self._team.rank == ROOT:
+            self._queue.frames = list(before._queue.frames)
+            for frame in self._queue.active:
+                frame.redo()
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no frame whose answer was not given out."""
+        return not self._queue
+
+    def rest(self) -> None:
+        """Wait asleep for the next order."""
+        self._team.waiting("sleep").all(self.orders.awaited())
+
     def next_kind(self) -> Kind:
         """Wait for the next order and look at it without taking it; acts are done right away. Not on rank 0."""
         while True:
@@ -66,6 +83,7 @@ class Engine:
         """The outputs of all batches in order; without a feed until rank 0 orders something else, which is left."""
         ended = False
         while self._queue or not ended:
+            self._let_in()
             while self._queue.idle and not ended and (self._team.rank == ROOT or self.orders.reached()):
                 if self._team.rank == ROOT:
                     if not self._queue.room:
@@ -102,6 +120,8 @@ class Engine:
 
     def _go_on(self, *, ended: bool) -> None:
         """Do what one frame can do, or wait until something can be done."""
+        self._team.watch.check()
+        self._let_in()  # after a loss also where nothing is fed
         active = self._queue.active
         if not active:
             if not ended:
@@ -131,15 +151,25 @@ class Engine:
     def run(self, images: torch.Tensor | None = None) -> None:
         """The next frame: on rank 0 of these pictures in the first idle slot, on the others as the order says."""
         if self._team.rank == ROOT:
+            self._queue.frames.append(Frame(self.number, images))
+            self.number += 1
+            self._let_in()
+            return
+        order = self.orders.take()
+        self.number = max(self.number, order.number + 1)
+        self._queue.frames.append(frame := Frame(order.number, images))
+        self._begin(frame, self.slots[order.slot], Awaited())
+
+    def _let_in(self) -> None:
+        """Begin the frames that wait for a slot, as far as one is idle. On rank 0."""
+        while self._queue.idle and (frame := self._queue.waiting) is not None:
             index = min(self.slots.index(slot) for slot in self._queue.idle)
-            number, self.number = self.number, self.number + 1
-            told = self.orders.give(Order(Kind.RUN, number, index))
-        else:
-            order, told = self.orders.take(), Awaited()
-            index, number = order.slot, order.number
+            self._begin(frame, self.slots[index], self.orders.give(Order(Kind.RUN, frame.number, index)))
+
+    def _begin(self, frame: Frame, slot: Slot, told: Awaited) -> None:
+        self._queue.begin(frame, slot)
         self._recorder.go_on()
-        slot = self.slots[index]
-        self._queue.add(Frame(number, images, slot, self._work(slot, number, told, images)))
+        frame.work = self._work(slot, frame.number, told, frame.images)
 
     def agree(self, kind: Kind) -> None:
         """On rank 0 order what all ranks called; on the others take that order, or raise UsageError for another."""

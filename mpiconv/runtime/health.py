@@ -26,14 +26,18 @@ class Health:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What ranks do together: an exception on one is told to the others, who would wait for it."""
+        """What ranks do together: an exception on one is told to the others, who would wait for it.
+
+        One that is for the loss of a rank is not: those who are left may go on.
+        """
         if self.broken:
             raise MpiconvError(f"this network cannot be used any more: {self.broken}")
         try:
             with self.progress:
                 yield
         except BaseException as error:
-            self.fail(error)
+            if not self._team.watch.explains(error):
+                self.fail(error)
             raise
 
     def fail(self, error: BaseException) -> None:

@@ -50,27 +50,40 @@ class DistributedNet(Session):
             A rank failed; the network cannot be called again.
         """
         self._open.end()
-        refusal = ""
-        with self._health.together():
-            engine = self._engine
-            if self._is_root:
-                try:
-                    checked = self._checked(images)
-                except UsageError as error:
-                    engine.orders.give(Order(Kind.REFUSED))
-                    refusal = str(error)
-                else:
-                    engine.run(checked)
-                    return engine.answer()
-            elif (kind := engine.next_kind()) is Kind.RUN:
-                engine.run()
-                return engine.answer()
-            elif kind is Kind.REFUSED:
-                engine.orders.take()
-            else:
-                raise mismatch(kind, Kind.RUN)
-            refusal = bcast_json(self.team, refusal, what=TOLD.name)
-        raise UsageError(refusal)
+        number = self._engine.number
+        answer, refusal = self._together(lambda: self._called(images) if self._is_root else self._helped(number))
+        if refusal:
+            raise UsageError(refusal)
+        return answer
+
+    def _called(self, images: torch.Tensor | None) -> tuple[Any, str]:
+        """The answer to some pictures, or why they are refused. On rank 0."""
+        engine = self._engine
+        if engine.empty:  # else ranks were lost, and they are run again
+            try:
+                checked = self._checked(images)
+            except UsageError as error:
+                engine.orders.give(Order(Kind.REFUSED))
+                return None, bcast_json(self.team, str(error), what=TOLD.name)
+            engine.run(checked)
+        return engine.answer(), ""
+
+    def _helped(self, number: int) -> tuple[None, str]:
+        """The same for frame ``number`` on the other ranks; also with frames before it that rank 0 runs again."""
+        engine = self._engine
+        while (kind := engine.next_kind()) is Kind.RUN:
+            found = engine.orders.first.number
+            if found > number:  # rank 0 has the answer of this one
+                engine.number = max(engine.number, number + 1)
+                return None, ""
+            engine.run()
+            engine.answer()
+            if found == number:
+                return None, ""
+        if kind is not Kind.REFUSED:
+            raise mismatch(kind, Kind.RUN)
+        engine.orders.take()
+        return None, bcast_json(self.team, "", what=TOLD.name)
 
     def stream(self, batches: Iterable[torch.Tensor] | None = None, *, copy: bool = True) -> Iterator[Any]:
         """Run batch after batch, ``settings.in_flight`` of them under way at a time. Collective.
@@ -118,8 +131,13 @@ class DistributedNet(Session):
             raise feed.error
 
     def _frames(self, feed: Feed) -> Iterator[Any]:
-        with self._health.together():
-            yield from self._engine.frames(feed)
+        while True:
+            try:
+                with self._health.together():
+                    yield from self._engine.frames(feed)
+                return
+            except BaseException as error:  # noqa: PERF203 - once a loss
+                self._recover(error)
 
     def follow(self, each: Callable[[], object] = lambda: None) -> int:
         """Do what rank 0 orders - run, adopt, reset, collect - until it dismisses this rank. On all ranks but rank 0.
@@ -135,30 +153,40 @@ class DistributedNet(Session):
             How many frames were run since the last reset.
         """
         self._open.end()
-        with self._health.together():
-            while True:
-                kind = self._engine.next_kind()
-                if kind in (Kind.RUN, Kind.END):
-                    for _ in self._engine.frames(None):
-                        each()
-                    continue
-                self._engine.orders.take()
-                if kind is Kind.RESET:
-                    self._forget()
-                elif kind is Kind.COLLECT:
-                    self._recorder.collect(self.record, self.settings.dilation)
-                elif kind is Kind.REFUSED:
-                    bcast_json(self.team, "", what=TOLD.name)
-                elif kind is Kind.DISMISS:
-                    return self._recorder.measured
-                else:
-                    raise mismatch(kind, Kind.DISMISS)
+        return self._together(lambda: self._followed(each))
+
+    def _followed(self, each: Callable[[], object]) -> int:
+        while True:
+            kind = self._engine.next_kind()
+            if kind in (Kind.RUN, Kind.END):
+                for _ in self._engine.frames(None):
+                    each()
+                continue
+            self._engine.orders.take()
+            if kind is Kind.RESET:
+                self._recorder.reset()
+            elif kind is Kind.COLLECT:
+                self._recorder.collect(self.record, self.settings.dilation)
+            elif kind is Kind.GUARD:
+                self._builder.guard.first(self.team)
+            elif kind is Kind.REST:
+                self._engine.rest()
+            elif kind is Kind.REFUSED:
+                bcast_json(self.team, "", what=TOLD.name)
+            elif kind is Kind.DISMISS:
+                return self._recorder.measured
+            else:
+                raise mismatch(kind, Kind.DISMISS)
+
+    def rest(self) -> None:
+        """Have all other ranks, which ``follow``, wait asleep for what comes next. On rank 0."""
+        self._open.end()
+        self._together(lambda: self._engine.orders.give(Order(Kind.REST)))
 
     def dismiss(self) -> None:
         """Have ``follow`` end on all other ranks. On rank 0."""
         self._open.end()
-        with self._health.together():
-            self._engine.orders.give(Order(Kind.DISMISS))
+        self._together(lambda: self._engine.orders.give(Order(Kind.DISMISS)))
 
     def _checked(self, images: torch.Tensor | None) -> torch.Tensor | None:
         if not self._is_root:

@@ -29,6 +29,8 @@ class Kind(IntEnum):
     CLOSE = 7
     ADOPT = 8
     REPORT = 9
+    GUARD = 10
+    REST = 11
 
 
 CALLS = {
@@ -41,6 +43,8 @@ CALLS = {
     Kind.CLOSE: "closed the network",
     Kind.ADOPT: "adopted another plan",
     Kind.REPORT: "asked for a report",
+    Kind.GUARD: "asked for the first output that was not finite",
+    Kind.REST: "had the others rest",
 }
 """What rank 0 did that gave the order, for messages."""
 

@@ -29,18 +29,22 @@ class State(Enum):
 
 @dataclass
 class Frame:
-    """A batch under way: its number, its pictures (on rank 0), its slot, the rest of its work, what that waits for."""
+    """A batch under way: its number, its pictures (on rank 0), its slot, the rest of its work, what that waits for.
+
+    It has no slot before it can begin.
+    """
 
     number: int
     images: torch.Tensor | None
-    slot: Slot
-    work: Work
+    slot: Slot | None = None
+    work: Work | None = None
     awaited: Awaited = field(default_factory=Awaited)
     state: State = State.NEW
     answer: Any = None
 
     def advance(self) -> None:
         """Do what can be done without waiting."""
+        assert self.work is not None  # noqa: S101 - it has begun
         self.state = State.RUNNING if self.state is State.NEW else self.state
         with torch.inference_mode():
             try:
@@ -48,6 +52,11 @@ class Frame:
             except StopIteration as end:
                 self.answer, self.state = end.value, State.ANSWERED
                 self.images = None  # where devices take turns a slow one may hold up many answers
+
+    def redo(self) -> None:
+        """Nothing of it is done."""
+        self.slot = self.work = None
+        self.awaited, self.state = Awaited(), State.NEW
 
 
 class Queue:
@@ -61,8 +70,9 @@ class Queue:
         All frames that are not answered to the user, in order.
     """
 
-    def __init__(self, slots: Sequence[Slot], answered: Sequence[Frame] = ()) -> None:
-        self.idle, self.frames = list(slots), list(answered)
+    def __init__(self, slots: Sequence[Slot], frames: Sequence[Frame] = ()) -> None:
+        """``frames`` have their answers, or no slot yet."""
+        self.idle, self.frames = list(slots), list(frames)
         self._slots = len(self.idle)
 
     def __len__(self) -> int:
@@ -78,18 +88,24 @@ class Queue:
         """Whether another frame may come in: a slot is idle, and not too many answers wait for one before them."""
         return bool(self.idle) and len(self.frames) < MOST_WAITING * self._slots
 
-    def add(self, frame: Frame) -> None:
-        """Add a frame, whose slot is idle until now."""
-        self.idle.remove(frame.slot)
-        self.frames.append(frame)
+    @property
+    def waiting(self) -> Frame | None:
+        """The first frame that has no slot yet; None if all have."""
+        return next((frame for frame in self.active if frame.slot is None), None)
+
+    def begin(self, frame: Frame, slot: Slot) -> None:
+        """Let a frame into a slot, which is idle until now."""
+        self.idle.remove(slot)
+        frame.slot = slot
 
     def ready(self) -> Frame | None:
         """A frame that need not wait; a new one first, to have its picture on the way.
 
         Before that one of which this rank computes nothing, since others wait for what it passes on.
         """
-        found = (frame for frame in self.active if frame.awaited.done())
-        return min(found, key=lambda each: (not each.slot.only_passes_on, each.state is not State.NEW), default=None)
+        found = [(frame, slot) for frame in self.active if (slot := frame.slot) is not None and frame.awaited.done()]
+        chosen = min(found, key=lambda each: (not each[1].only_passes_on, each[0].state is not State.NEW), default=None)
+        return None if chosen is None else chosen[0]
 
     def advance(self, frame: Frame) -> None:
         """Do what a frame can do without waiting; its slot is idle again as soon as the next frame may come in."""
@@ -97,7 +113,7 @@ class Queue:
         frame.advance()
         if frame.state is not State.ANSWERED and frame.awaited.last:
             frame.state = State.LEAVING
-        if not left and frame.state in (State.LEAVING, State.ANSWERED):
+        if not left and frame.slot is not None and frame.state in (State.LEAVING, State.ANSWERED):
             self.idle.append(frame.slot)
 
     def answered(self) -> Frame | None:

@@ -37,14 +37,17 @@ class Rebalance:
     Attributes
     ----------
     events
-        What was done, as plain data: ``time_s`` since this began, ``picture`` (how many were done), ``kind``
-        (``rebalance`` or ``undo``), ``plan``, ``shares``, ``ranks``, ``why``, ``predicted_gain``, ``realised_gain``
-        (None where the run was over before it was known), ``bytes_moved``, and ``seconds`` that the pictures waited for
+        To these is added what was done, as plain data: ``time_s`` since this began, ``picture`` (how many were done),
+        ``kind`` (``rebalance`` or ``undo``), ``plan``, ``shares``, ``ranks``, ``why``, ``predicted_gain``,
+        ``realised_gain`` (None where the run was over before it was known), ``bytes_moved``, and ``seconds`` that the
+        pictures waited for
         it: to decide, to send weights and to make the plan ready.
     """
 
-    def __init__(self, net: Session, cluster: Cluster, tell: Callable[[str], object]) -> None:
-        self.events: list[dict[str, Any]] = []
+    def __init__(
+        self, net: Session, cluster: Cluster, tell: Callable[[str], object], events: list[dict[str, Any]] | None = None
+    ) -> None:
+        self.events = [] if events is None else events
         self._net, self._tell = net, tell
         if not isinstance(net.plan, Plan):
             raise UsageError("plans in turn are not watched: every device has as many pictures as it manages")
@@ -75,7 +78,7 @@ class Rebalance:
         parts = (window.exchange_s, window.compute_s, window.latency_s)
         move = self._rebalancer.look(Window(*(np.asarray(part) / dilation for part in parts)), left)
         gain = self._rebalancer.realised_gain
-        if gain is not None and self.events and self.events[-1]["realised_gain"] is None:
+        if gain is not None and self.events and self.events[-1].get("realised_gain", gain) is None:
             self.events[-1]["realised_gain"] = gain
         if move is not None:
             return self._adopt(move, begin, done)

@@ -11,6 +11,7 @@ import torch
 
 from mpiconv.job.clocks import on_root_clock, read_clocks
 from mpiconv.job.control import allgather_json
+from mpiconv.job.together import gathered
 from mpiconv.job.waiting import wait
 from mpiconv.job.watch import Place
 from mpiconv.measure.power import find_meter
@@ -140,8 +141,8 @@ class Recorder:
 
     def _gather(self, array: np.ndarray) -> np.ndarray:
         everything = np.empty((self.team.size, *array.shape), array.dtype) if self.team.rank == ROOT else None
-        request = self.team.comm.Igather(np.ascontiguousarray(array), everything, ROOT)
-        wait(self.team, [request], Place("the collection of what was measured"))
+        requests = gathered(self.team, np.ascontiguousarray(array), everything, ROOT)
+        wait(self.team, requests, Place("the collection of what was measured"))
         return everything if everything is not None else array
 
     @property

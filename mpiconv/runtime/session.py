@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
+from typing import TypeVar
 
 from mpiconv.errors import UsageError
 from mpiconv.job.control import allgather_json, bcast_json
-from mpiconv.job.team import Team
 from mpiconv.job.waiting import meet
 from mpiconv.measure import Record
 from mpiconv.partition import Plan
 from mpiconv.partition.making import fitted
 from mpiconv.partition.schemes import ROOT
 from mpiconv.partition.turns import AnyPlan, any_plan_of, each_of, in_turn
-from mpiconv.runtime.builder import Builder, Built
+from mpiconv.runtime.builder import Built
 from mpiconv.runtime.engine import Act, Engine
 from mpiconv.runtime.feed import OpenStream
 from mpiconv.runtime.health import Health
 from mpiconv.runtime.orders import Kind, Order, Orders
+from mpiconv.runtime.preparing import Prepared
 from mpiconv.runtime.recording import Recorder
+from mpiconv.runtime.recovery import Loss, Recovery
 from mpiconv.runtime.reports import Reports
-from mpiconv.runtime.settings import Settings
+
+T = TypeVar("T")
 
 
 class Session:
@@ -45,18 +48,34 @@ class Session:
         B of weights that came to each rank in messages since the start, and that each read from its own disk instead.
     """
 
-    def __init__(self, team: Team, settings: Settings, builder: Builder, built: Built, tracing_s: float) -> None:
-        self.team, self.settings, self.tracing_s = team, settings, tracing_s
-        self._builder = builder
-        self._open = OpenStream()
-        self._recorder = Recorder(team, built)
+    def __init__(self, recovery: Recovery, made: Prepared) -> None:
+        self._recovery, self._open = recovery, OpenStream()
+        self.tracing_s = made.tracing_s
+        self._start(made, None)
+
+    def _start(self, made: Prepared, before: Engine | None) -> None:
+        """Run what was prepared, whoever is lost meanwhile. Collective over those who are left."""
+        while True:
+            try:
+                return self._begin(made, before)
+            except BaseException as error:  # noqa: PERF203 - once a loss
+                made = self._recovery.after(error, made.team, made.settings)
+
+    def _begin(self, made: Prepared, before: Engine | None) -> None:
+        """Run what was prepared, and again the frames that the engine before has not answered. Collective."""
+        self.team, self.settings, self._builder, built = made.team, made.settings, made.builder, made.built
+        self._recorder = Recorder(self.team, built)
         self.no_meter = self._recorder.no_meter
-        self.reports = Reports(team, self._recorder, orders := Orders(team))
+        self.reports = Reports(self.team, self._recorder, orders := Orders(self.team))
         acts: dict[Kind, Act] = {Kind.ADOPT: self._adopt, Kind.REPORT: self.reports.send}
-        self._engine = Engine(orders, self._recorder, settings.wait, acts)
-        self._health = Health(team)
+        self._engine = Engine(orders, self._recorder, self.settings.wait, acts)
+        self._health = Health(self.team)
         self._take(built)
-        self._forget()
+        self._recorder.reset()
+        if before is not None:
+            self._engine.redo(before)
+        if self.team.watch.lifeline is not None:
+            self.team.watch.lifeline.settled = True
 
     def _take(self, built: Built) -> None:
         """Make a plan that was built the one that runs. Collective."""
@@ -69,6 +88,27 @@ class Session:
         self.weights_received_bytes, self.weights_stored_bytes = (tuple(each) for each in zip(*moved, strict=True))
 
     @property
+    def losses(self) -> list[Loss]:
+        """The ranks that were lost so far, and what it took to go on without them."""
+        return self._recovery.losses
+
+    def _together(self, act: Callable[[], T]) -> T:
+        """Do something with the other ranks; again, with those who are left, where some are lost meanwhile."""
+        while True:
+            try:
+                with self._health.together():
+                    return act()
+            except BaseException as error:  # noqa: PERF203 - once a loss
+                self._recover(error)
+
+    def _recover(self, error: BaseException) -> None:
+        """Go on with those who are left if an error is for the loss of ranks; else raise it again."""
+        before = self._recorder
+        self._start(self._recovery.after(error, self.team, self.settings), self._engine)
+        before.close()
+        self._recorder.begun = before.begun
+
+    @property
     def record(self) -> Record:
         """What this rank measured since the last ``reset``, its times on its own clock."""
         return self._recorder.record(self.settings.pace)
@@ -79,23 +119,30 @@ class Session:
         What is measured afterwards is added to it, until a ``reset``.
         """
         self._open.end()
-        with self._health.together():
+
+        def act() -> Record | None:
             self._engine.agree(Kind.COLLECT)
             return self._recorder.collect(self.record, self.settings.dilation)
+
+        return self._together(act)
 
     def reset(self) -> None:
         """Forget what was measured so far (the warm-up, say), compare clocks, start power meters. Collective."""
         self._open.end()
-        with self._health.together():
+
+        def act() -> None:
             self._engine.agree(Kind.RESET)
-            self._forget()
+            self._recorder.reset()
+
+        self._together(act)
 
     def adopt(self, plan: AnyPlan | Sequence[Plan] | None = None) -> int:
         """Run another plan from the next picture on. On rank 0; the other ranks do it in the call that they are in.
 
         Also in the midst of a ``stream``: the batches under way are finished, their outputs come as before, and the
         stream goes on. Only rows of weights travel that a rank needs and does not have; units of which a rank does what
-        it did stay as they are. What was measured is forgotten, as by ``reset``.
+        it did stay as they are. What was measured is forgotten, as by ``reset``. Where ranks are lost meanwhile those
+        who are left run a plan of their own instead.
 
         Parameters
         ----------
@@ -124,10 +171,16 @@ class Session:
             raise UsageError("rank 0 has to pass the plan to adopt")
         fitting = each_of(in_turn(plan), lambda each: fitted(each, self.plan.graph))
         self._builder.check(fitting, self.plan.batch)
-        with self._health.together():
+        lost = len(self.losses)
+
+        def act() -> int:
+            if len(self.losses) > lost:
+                return 0
             self._engine.drain()
             self._engine.orders.give(Order(Kind.ADOPT))
             return self._adopt(fitting)
+
+        return self._together(act)
 
     def _adopt(self, plan: AnyPlan | None = None) -> int:
         """Switch to rank 0's plan; no frame is under way. Returns the B of weights that travelled. Collective."""
@@ -137,12 +190,19 @@ class Session:
         built = self._builder.build(any_plan_of(found) if plan is None else plan)
         self._recorder.adopt(built)
         self._take(built)
-        self._forget()
+        self._recovery.adopted(built.plan)
+        self._recorder.reset()
         return int(sum(self.weights_received_bytes) - before)
 
     def first_not_finite(self) -> str:
         """The unit and rank of the first output that was not finite, of those guarded; empty if none. Collective."""
-        return self._builder.guard.first(self.team)
+        self._open.end()
+
+        def act() -> str:
+            self._engine.agree(Kind.GUARD)
+            return self._builder.guard.first(self.team)
+
+        return self._together(act)
 
     def close(self) -> None:
         """Give back communicators, messages and shared memory; the network cannot be used any more. Collective.
@@ -151,26 +211,24 @@ class Session:
         """
         self._open.end()
         if not self._health.broken:
-            with self._health.together():
-                self._engine.agree(Kind.CLOSE)
-                meet(self.team, "the end of the network")
-                self._engine.orders.close()
-                self._built.close()
-                self._builder.close()
-                self.team.close()
+            self._together(self._end)
         self._engine.close()
         self._built = replace(self._built, slots=())  # shared memory is given back with the last who knows of it
         self._recorder.close()
         self._health.broken = self._health.broken or "it was closed"
 
+    def _end(self) -> None:
+        self._engine.agree(Kind.CLOSE)
+        meet(self.team, "the end of the network")
+        self._engine.orders.close()
+        self._built.close()
+        self._builder.close()
+        self.team.close()
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None:
             self._health.fail(error)
         self.close()
-
-    def _forget(self) -> None:
-        self._engine.number = 0
-        self._recorder.reset()
 
     @property
     def _is_root(self) -> bool:

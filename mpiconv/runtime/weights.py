@@ -57,22 +57,37 @@ class Weights:
 
     Attributes
     ----------
+    rows
+        What this rank has of each tensor: which rows, and them.
     held
         Which rows each rank has, the same on all ranks.
     received_bytes
         B of weights that came to this rank in messages, counted from their buffers.
     stored_bytes
         B of weights that this rank read from its own disk instead.
+    moved_bytes
+        B of weights that travelled between all ranks, as planned.
     """
 
     def __init__(
-        self, team: Team, state: Mapping[str, torch.Tensor], stores: Sequence[Store] = (), *, asked: bool = False
+        self,
+        team: Team,
+        state: Mapping[str, torch.Tensor],
+        stores: Sequence[Store] = (),
+        before: Weights | None = None,
+        *,
+        asked: bool = False,
     ) -> None:
-        """``state`` has the model's tensors on rank 0; ``asked``: some rank has ``stores``, which all ranks know."""
+        """``state`` has the model's tensors on rank 0; ``asked``: some rank has more than what the last plan gave it.
+
+        That is ``stores``, or what it had ``before`` others were lost; all ranks know whether it is so.
+        """
         self._team, self._state, self._stores, self._asked = team, state, stores, asked
-        self._rows: dict[Param, torch.Tensor] = {}
+        self.rows: dict[Param, tuple[Span, torch.Tensor]] = {} if before is None else before.rows
         self.held: Holdings = {}
-        self.received_bytes = self.stored_bytes = 0
+        self.received_bytes: int = 0 if before is None else before.received_bytes
+        self.stored_bytes: int = 0 if before is None else before.stored_bytes
+        self.moved_bytes: int = 0 if before is None else before.moved_bytes
 
     def adopt(self, wanted: Holdings, progress: Progress | None = None) -> dict[Param, tuple[Span, torch.Tensor]]:
         """Get the rows that are wanted and drop all others; only rows travel that a rank has not in memory or on disk.
@@ -91,6 +106,7 @@ class Weights:
             }
         moves = travels(had, wanted)
         all_bytes = FLOAT_BYTES * sum(t.box.size for spread in moves.values() for t in spread.transfers)
+        self.moved_bytes += all_bytes
         sent_bytes, came = 0, dict[Param, tuple[Span, torch.Tensor]]()
         for param, spread in moves.items():
             size = FLOAT_BYTES * sum(t.box.size for t in spread.transfers)
@@ -102,14 +118,14 @@ class Weights:
             rows = self._moved(param, spread, mine.pop(param)[1], told)
             sent_bytes += size
             if rank != ROOT:
-                self._keep(param, rows)
+                self._keep(param, wanted[param][rank], rows)
                 got = [t.box.channels for t in spread.transfers if t.target == rank]
                 if got and rows is not None:
                     around = Span(min(span.lo for span in got), max(span.hi for span in got))
                     first = wanted[param][rank].lo
                     came[param] = around, rows[around.lo - first : around.hi - first]
-        for param in set(self._rows) - set(wanted):
-            del self._rows[param]
+        for param in set(self.rows) - set(wanted):
+            del self.rows[param]
         self.held = dict(wanted)
         return came
 
@@ -127,20 +143,20 @@ class Weights:
         """Rows that this rank has, as a view."""
         if self._team.rank == ROOT:
             return rows_of(param, self._state[param.key].detach())[rows.lo : rows.hi].contiguous()
-        first = self._held(param)[self._team.rank].lo
-        return self._rows[param][rows.lo - first : rows.hi - first]
+        span, tensor = self.rows[param]
+        return tensor[rows.lo - span.lo : rows.hi - span.lo]
 
-    def _keep(self, param: Param, rows: torch.Tensor | None) -> None:
+    def _keep(self, param: Param, span: Span, rows: torch.Tensor | None) -> None:
         """Keep these rows of a tensor, in memory of their own."""
         if rows is None:
-            self._rows.pop(param, None)
+            self.rows.pop(param, None)
         else:
             whole = rows.untyped_storage().nbytes() == rows.nbytes
-            self._rows[param] = rows if whole else rows.clone()
+            self.rows[param] = span, rows if whole else rows.clone()
 
     def _here(self, param: Param, wanted: Span) -> tuple[Span, torch.Tensor | None]:
         """Which of some rows this rank has in memory or on its disk, one span; none on the root, which has all."""
-        span = self._held(param)[self._team.rank] & wanted
+        span = self.rows[param][0] & wanted if param in self.rows else Span()
         if self._team.rank == ROOT or not wanted:
             return Span(), None
         rows = self._cut(param, span) if span else None

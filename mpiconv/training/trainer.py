@@ -177,7 +177,7 @@ class _Trainer:
 
     def _sum(self, mine: np.ndarray) -> np.ndarray:
         total = np.empty_like(mine)
-        self.team.comm.Allreduce(mine, total)
+        self.team.mpi.Allreduce(mine, total)
         return total
 
     def _write(self, epochs: tuple[Epoch, ...], best: bool) -> None:

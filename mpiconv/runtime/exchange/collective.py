@@ -18,7 +18,7 @@ class Collective(Messages):
     """A map's exchange by the collective that its pattern names."""
 
     def _prepare(self, exchange: Exchange) -> None:
-        self.group = self.team.part(self.members).comm
+        self.group = self.team.part(self.members).mpi
         getattr(self, f"_prepare_{self.pattern}")(exchange)
 
     def _post(self, tensor: torch.Tensor | None) -> list[MPI.Request]:

@@ -60,8 +60,8 @@ def by_messages(
     held: Held | None = None,
     buffer: torch.Tensor | None = None,
 ) -> Messages:
-    """The exchanger by MPI that fits an exchange's pattern."""
-    collective = exchange.pattern in PATTERNS and team.rank in exchange.members
+    """The exchanger by MPI that fits an exchange's pattern; between those who are left all go from rank to rank."""
+    collective = exchange.pattern in PATTERNS and team.rank in exchange.members and team.whole
     return (Collective if collective else PointToPoint)(exchange, batch, team, memory, wire, held, buffer)
 
 
