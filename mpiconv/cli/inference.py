@@ -75,7 +75,7 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
             if isinstance(error, Anew):
                 left, stage = error.team, Stage.START
             elif team.watch.explains(error):
-                left, stage = team.left(Stage.START)
+                left, stage = team.without_lost(Stage.START)
             else:
                 raise
             place = place.of(left)

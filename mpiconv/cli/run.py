@@ -22,6 +22,8 @@ from mpiconv.cli.options import (
     whole,
 )
 from mpiconv.cli.wire_options import add_wire_error
+from mpiconv.job import openmpi
+from mpiconv.job.processes import starting
 from mpiconv.signals import catch_signals
 
 
@@ -165,6 +167,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.keep_going:
         return keep_going(arguments, arguments.known)
     caught = catch_signals(at_once=True)  # before the seconds that the imports take
+    if openmpi.survives():
+        starting.begin()
     from mpiconv.cli.inference import infer  # torch and MPI only now, so that --help is quick
 
     return infer(arguments, caught)

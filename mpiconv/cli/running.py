@@ -122,7 +122,7 @@ class Running:
             if arguments.rebalance and self.job.cluster is not None and self.job.plan.ranks > 1:
                 self.rebalancing = Rebalance(net, self.job.cluster, self._tell, self.events)
             if net.team.watch.lifeline is not None:
-                self._surviving.plan_ahead()
+                self._surviving.plan_ahead(frames - self.done)
             more = True
             while more:
                 for _ in self._run(results.until_due(batches)):

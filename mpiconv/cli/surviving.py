@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,14 +18,15 @@ from mpiconv.graph.grouping import single_layers
 from mpiconv.partition.leaving import plan_for_left
 from mpiconv.partition.turns import AnyPlan
 from mpiconv.planner.candidates import candidates
-from mpiconv.planner.cluster import Cluster, kinds_of
+from mpiconv.planner.cluster import Cluster
 from mpiconv.runtime.recovery import Loss
 from mpiconv.words import counted
 
-PLANNED_S, AHEAD_S = 0.5, 5.0
-"""How long to look for a plan when ranks are lost, and in all ahead of it for the loss of one rank each."""
+PLANNED_S = 0.5
+"""How long to look for a plan when ranks are lost."""
 
-Signature = tuple[object, ...]
+AHEAD_S, AHEAD = 5.0, 0.05
+"""How long to look ahead of it, in all, for the loss of one rank each; no longer than this part of the run."""
 
 
 class Surviving:
@@ -41,7 +43,7 @@ class Surviving:
 
     def __init__(self, arguments: argparse.Namespace, job: Job) -> None:
         self.arguments, self.job = arguments, job
-        self._ahead: dict[Signature, AnyPlan] = {}
+        self._ahead: dict[str, AnyPlan] = {}
 
     def __call__(self, plan: AnyPlan, left: Sequence[int]) -> AnyPlan:
         """The plan for the ranks that are left, by their numbers in the one that ran."""
@@ -51,15 +53,19 @@ class Surviving:
         self.arguments.memory_limit = _of(self.arguments.memory_limit, left, plan.ranks)
         return found
 
-    def plan_ahead(self) -> None:
-        """Look for the plans for the loss of each rank, as far as there is time; devices that are alike count once."""
-        cluster, plan = self.job.cluster, self.job.plan
-        if cluster is None or not self._chooses or plan.ranks < 3:
+    def plan_ahead(self, frames: int) -> None:
+        """Look for the plans for the loss of each rank, if the ``frames`` to come are worth it.
+
+        Devices that are alike count once.
+        """
+        cluster, plan, predicted = self.job.cluster, self.job.plan, self.job.predicted
+        if cluster is None or predicted is None or not self._chooses or plan.ranks < 3:
             return
+        most_s = min(AHEAD_S, AHEAD * frames * predicted.latency_s)
         whole = list(range(plan.ranks))
         ways = {_signature(cluster.in_order(left)): left for left in (whole[:r] + whole[r + 1 :] for r in whole[1:])}
         for signature, left in ways.items():
-            found = self._best(plan, cluster.in_order(left), left, AHEAD_S / len(ways))
+            found = self._best(plan, cluster.in_order(left), left, most_s / len(ways))
             if found is not None:
                 self._ahead[signature] = found
 
@@ -107,9 +113,9 @@ def options_for(arguments: argparse.Namespace, kept: Sequence[int], ranks: int) 
         arguments.plan = arguments.offload = None
 
 
-def _signature(cluster: Cluster) -> Signature:
+def _signature(cluster: Cluster) -> str:
     """What is the same for clusters of devices that are alike, in the same order."""
-    return tuple(kinds_of(cluster.devices)), tuple(replace(each, host="") for each in cluster.devices), cluster.links
+    return json.dumps(replace(cluster, devices=tuple(replace(each, host="") for each in cluster.devices)).to_dict())
 
 
 def event_of(loss: Loss, plan: AnyPlan, picture: int, time_s: float) -> dict[str, Any]:

@@ -10,19 +10,17 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from enum import IntEnum
-from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
 from mpi4py import MPI
 
 from mpiconv.errors import Lost, MpiconvError, Refused
+from mpiconv.job.processes import ranks_here
 from mpiconv.job.seats import Seat
 
 TAG = 20
 ROOT = 0
-JOB = "PMIX_NAMESPACE"
-"""In the environment of all processes of a job, with the job's name."""
 
 PERIOD_S, LOOK_S, POLL_S = 0.25, 0.02, 0.001
 """How often each rank gives a sign of life, how often its thread looks for others, and how often it does in haste."""
@@ -55,17 +53,18 @@ class Lifeline:
 
     Parameters
     ----------
-    comm, spare
-        Two communicators of all ranks, with no other use: for its messages, and for the lines of those who are left.
-    pids, seats
-        The number of each rank's process, and where it runs.
+    comm
+        A communicator of all ranks on which nobody waits for a message from any source. Its messages have two tags;
+        those of ``Lines`` between those who are left have others.
 
     Attributes
     ----------
     alarm
         Whether somebody is lost that this rank still counts on: what it does with the others has to be given up.
     living
-        The ranks that are left.
+        The ranks that are left; ranks are numbered as ``number`` says.
+    seats
+        Where each rank runs, as far as it is known.
     losses
         How often some were lost.
     timeout_s
@@ -76,24 +75,37 @@ class Lifeline:
         What MPI may still write to, of what was given up.
     """
 
-    def __init__(self, comm: MPI.Intracomm, spare: MPI.Intracomm, pids: Sequence[int], seats: Sequence[Seat]) -> None:
-        self.spare, self.settled = spare, False
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        self.comm, self.settled = comm, False
         self.timeout_s: float | None = None
         self.alarm, self.losses, self.living = False, 0, tuple(range(comm.size))
         self.kept: list[Any] = []
-        self._comm, self._pids, self.seats = comm, pids, seats
-        self._lost: set[int] = set()
-        self._dead: set[int] = set()
-        self._gap_s, self._looked_s, self._beat_s = 0.0, monotonic(), 0.0
-        peers = range(1, comm.size) if comm.rank == ROOT else (ROOT,)
-        self._heard_s = dict.fromkeys(peers, monotonic())
-        self._ready = dict.fromkeys(peers, 0)
-        self._told: tuple[int, tuple[int, ...], Stage] = (0, self.living, Stage.START)
+        self.seats: dict[int, Seat] = {}
         self._sent: list[MPI.Request] = []
         self._lock, self._over = threading.RLock(), threading.Event()
+        self._lost: set[int] = set()
+        self._dead: set[int] = set()
+        self._gap_s, self._beat_s = 0.0, 0.0
+        self._told: tuple[int, tuple[int, ...], Stage] = (0, self.living, Stage.START)
+        self.number(self.living)
         if MPI.Query_thread() == MPI.THREAD_MULTIPLE:
             threading.Thread(target=self._watch, daemon=True).start()
             atexit.register(self.stop)
+
+    def number(self, order: Sequence[int]) -> None:
+        """Number the ranks anew: as these are in the communicator. On all of them, while nobody is lost."""
+        with self._lock:
+            self._order, self._rank = tuple(order), order.index(self.comm.rank)
+            self._tag = TAG + (self._order != tuple(range(self.comm.size)))
+            peers = range(1, self.comm.size) if self._rank == ROOT else (ROOT,)
+            self._looked_s = monotonic()
+            self._heard_s = dict.fromkeys(peers, self._looked_s)
+            self._ready = dict.fromkeys(peers, 0)
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """The ranks that are left as they are in the communicator."""
+        return tuple(self._order[rank] for rank in self.living)
 
     def stop(self) -> None:
         """Look after it no more."""
@@ -125,10 +137,11 @@ class Lifeline:
             self._judge(now)
 
     def _find_dead(self) -> None:
-        failed = self._comm.Get_failed()
+        failed = self.comm.Get_failed()
         if failed.size > len(self._dead):
-            everyone = self._comm.Get_group()
-            self._dead = set(MPI.Group.Translate_ranks(failed, list(range(failed.size)), everyone))
+            everyone = self.comm.Get_group()
+            dead = MPI.Group.Translate_ranks(failed, list(range(failed.size)), everyone)
+            self._dead = {self._order.index(place) for place in dead}
             self._lost |= self._dead
             everyone.Free()
         failed.Free()
@@ -137,9 +150,9 @@ class Lifeline:
         """Take all that a rank has said."""
         status = MPI.Status()
         with suppress(MPI.Exception):  # it is dead
-            while rank not in self._dead and self._comm.Iprobe(rank, TAG, status):
+            while rank not in self._dead and self.comm.Iprobe(self._order[rank], self._tag, status):
                 data = bytearray(status.Get_count(MPI.BYTE))
-                self._comm.Recv([data, MPI.BYTE], rank, TAG)
+                self.comm.Recv([data, MPI.BYTE], self._order[rank], self._tag)
                 self._gap_s = max(self._gap_s, now - self._heard_s[rank])
                 self._heard_s[rank] = now
                 self._take(rank, *json.loads(data))
@@ -161,11 +174,11 @@ class Lifeline:
         with suppress(MPI.Exception):  # it is dead
             self._sent = [request for request in self._sent if not _over(request)]
             if rank not in self._dead:
-                self._sent.append(self._comm.Isend([data, MPI.BYTE], rank, TAG))
+                self._sent.append(self.comm.Isend([data, MPI.BYTE], self._order[rank], self._tag))
 
     def _judge(self, now: float) -> None:
         """Count those as lost who are silent for too long, and see whether this rank counts on somebody lost."""
-        least_s = LEAST_S if self.settled and self._comm.rank == ROOT else STARTING_S
+        least_s = LEAST_S if self.settled and self._rank == ROOT else STARTING_S
         patience_s = self.timeout_s or min(max(least_s, GAPS * self._gap_s), MOST_S)
         self._lost |= {rank for rank, when in self._heard_s.items() if now - when > patience_s and rank in self.living}
         if self._lost & set(self.living) or self._told[0] > self.losses:
@@ -179,8 +192,11 @@ class Lifeline:
     def who(self) -> str:
         """Who is lost, in a sentence."""
         gone = sorted((self._lost & set(self.living)) or set(self.living) - set(self._told[1]))
-        names = ", ".join(f"rank {rank} (host {self.seats[rank].host})" for rank in gone) or "a rank"
+        names = ", ".join(map(self._name, gone)) or "a rank"
         return f"{names} {'are' if len(gone) > 1 else 'is'} lost"
+
+    def _name(self, rank: int) -> str:
+        return f"rank {rank} (host {self.seats[rank].host})" if rank in self.seats else f"rank {rank}"
 
     def explains(self, error: BaseException) -> bool:
         """Whether an error is for somebody's loss."""
@@ -204,7 +220,7 @@ class Lifeline:
         MpiconvError
             Rank 0 is lost, without which nothing can go on.
         """
-        return self._lead(stage) if self._comm.rank == ROOT else self._follow()
+        return self._lead(stage) if self._rank == ROOT else self._follow()
 
     def _lead(self, stage: Stage) -> Stage:
         while True:
@@ -231,11 +247,11 @@ class Lifeline:
         while self._told[0] <= self.losses:
             self.look()
             if ROOT in self._lost:
-                raise MpiconvError(f"rank {ROOT} (host {self.seats[ROOT].host}) is lost, which the others need")
+                raise MpiconvError(f"{self._name(ROOT)} is lost, which the others need")
             sleep(POLL_S)
         with self._lock:
             self.losses, living, stage = self._told
-            if self._comm.rank not in living:
+            if self._rank not in living:
                 raise Refused("it was silent for too long and counts as lost")
             self.living, self.alarm = living, False
             self._say(ROOT, ["ready", self.losses])
@@ -243,11 +259,11 @@ class Lifeline:
 
     def end_silent(self) -> None:
         """End the processes that were counted as lost and still are there, as far as this rank sees them."""
-        here = self.seats[self._comm.rank].memory
-        for rank in set(range(self._comm.size)) - set(self.living):
-            if self.seats[rank].memory == here and _of_this_job(self._pids[rank]):
+        places = {self._order[rank] for rank in set(range(len(self._order))) - set(self.living)}
+        for place, pid in ranks_here().items():
+            if place in places:
                 with suppress(OSError):
-                    os.kill(self._pids[rank], signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL)
 
 
 def _over(request: MPI.Request) -> bool:
@@ -255,12 +271,3 @@ def _over(request: MPI.Request) -> bool:
         return bool(request.Test())
     except MPI.Exception:
         return True
-
-
-def _of_this_job(pid: int) -> bool:
-    """Whether a process of this machine is of this job."""
-    try:
-        around = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    return JOB in os.environ and f"{JOB}={os.environ[JOB]}".encode() in around

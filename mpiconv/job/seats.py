@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mpi4py import MPI
 
 from mpiconv.job.control import allgather_json
-from mpiconv.job.host import cores_here
+from mpiconv.job.host import cores_here, machine_id
 from mpiconv.job.shared_memory import in_order
 
 if TYPE_CHECKING:
@@ -30,11 +30,9 @@ class Seat:
     ordered: bool
 
 
-def find_seats(team: Team, first: int, hosts: Sequence[str]) -> tuple[Seat, ...]:
-    """Where each rank of a team runs; ``first`` is the first rank that sees the same memory as this one. Collective."""
-    mine = [first, MPI.Get_processor_name(), cores_here(), in_order()]  # hosts of a lab may be one machine
-    found = allgather_json(team, mine)
-    memories = [each[:2] for each in found]
-    return tuple(
-        Seat(host, memories.index(each[:2]), tuple(each[2]), each[3]) for host, each in zip(hosts, found, strict=True)
-    )
+def find_seats(team: Team) -> tuple[Seat, ...]:
+    """Where each rank of a team runs. Collective."""
+    machine = [MPI.Get_processor_name(), machine_id()]  # hosts of a lab may be one machine
+    found = allgather_json(team, [machine, socket.gethostname(), cores_here(), in_order()])
+    machines = [each[0] for each in found]
+    return tuple(Seat(host, machines.index(machine), tuple(cores), ordered) for machine, host, cores, ordered in found)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Sequence
 from types import TracebackType
 
 from mpi4py import MPI
 
 from mpiconv.errors import MpiconvError
-from mpiconv.job.control import allgather_json, bcast_json
 from mpiconv.job.lifeline import Lifeline, Stage
 from mpiconv.job.lines import Lines
 from mpiconv.job.openmpi import survives
@@ -56,47 +53,57 @@ class Team:
         self.closed = False
 
     @classmethod
-    def of(cls, comm: MPI.Intracomm | Team) -> Team:
-        """A team of a communicator's ranks, which stays the caller's; of a team its twin. Collective."""
+    def of(cls, comm: MPI.Intracomm | Team, lifeline: Lifeline | None = None) -> Team:
+        """A team of a communicator's ranks, which stays the caller's; of a team its twin. Collective.
+
+        ``lifeline`` is theirs, if they have one already.
+        """
         if isinstance(comm, Team):
             return comm.twin()
-        return cls._formed(comm)
+        blind = cls(comm, Watch(lifeline=lifeline), range(comm.size))
+        if lifeline is None and survives() and comm.size > 1:
+            lifeline = Lifeline(blind.twin().mpi)
+        return cls._formed(blind._duplicate(), blind._duplicate(), lifeline)
 
     @classmethod
-    def _formed(cls, comm: MPI.Intracomm) -> Team:
-        """A team with a watch of its own on duplicates of a communicator. Collective."""
-        blind = cls(comm, Watch(), range(comm.size))
-        own, messages = blind._duplicate(), blind._duplicate()
-        team = cls(own, Watch(), blind.members)
-        hosts = allgather_json(team, socket.gethostname())
-        team.watch, team._own_watch = Watch(messages, hosts), True
-        meet(team, "finding the ranks of each host")
-        shared = MPI.Intracomm(team.mpi.Split_type(MPI.COMM_TYPE_SHARED))
-        first = bcast_json(cls(shared, Watch(), range(shared.size)), team.rank)
-        shared.Free()
-        team.seats = find_seats(team, first, hosts)
-        if all(allgather_json(team, survives() and team.size > 1)):
-            pids = allgather_json(team, os.getpid())
-            team.watch.lifeline = Lifeline(team.twin().mpi, team.twin().mpi, pids, team.seats)
+    def _formed(cls, comm: MPI.Intracomm | Lines, messages: MPI.Intracomm | Lines, lifeline: Lifeline | None) -> Team:
+        """A team with a watch of its own. Collective."""
+        team = cls(comm, Watch(lifeline=lifeline), range(comm.size))
+        team.seats = find_seats(team)
+        team.watch, team._own_watch = Watch(messages, team.hosts, lifeline), True
+        if lifeline is not None:
+            lifeline.seats |= dict(zip(lifeline.living, team.seats, strict=True))
         return team
 
-    def left(self, stage: Stage) -> tuple[Team, Stage]:
+    @classmethod
+    def left(cls, lifeline: Lifeline, stage: Stage, limits_s: tuple[float, float] = (0.0, 0.0)) -> tuple[Team, Stage]:
         """Agree with those who are left on who that is; them as a team, and rank 0's stage. On all of them.
+
+        ``limits_s`` are those of its watch.
 
         Raises
         ------
         MpiconvError
             Rank 0 is lost; or, as Refused, this rank counts as lost.
         """
-        lifeline = self.watch.lifeline
-        if lifeline is None:
+        while True:
+            stage = lifeline.agree(stage)
+            lines = Lines.after(lifeline.comm, lifeline.places, lifeline.losses)
+            try:
+                team = cls._formed(lines, lines.twin(), lifeline)
+            except BaseException as error:
+                if not lifeline.explains(error):
+                    raise
+                lifeline.kept.append(error)
+            else:
+                team.watch.limit_s, team.watch.idle_limit_s = limits_s
+                return team, stage
+
+    def without_lost(self, stage: Stage) -> tuple[Team, Stage]:
+        """The same for this team, of which some are lost."""
+        if self.watch.lifeline is None:
             raise MpiconvError("this MPI job does not outlive a rank: mpirun --with-ft ulfm does, where it is Open MPI")
-        stage = lifeline.agree(stage)
-        lines = Lines.after(lifeline.spare, lifeline.living, lifeline.losses)
-        seats = [lifeline.seats[rank] for rank in lifeline.living]
-        watch = Watch(lines.twin(), [seat.host for seat in seats])
-        watch.lifeline, watch.limit_s, watch.idle_limit_s = lifeline, self.watch.limit_s, self.watch.idle_limit_s
-        return Team(lines, watch, range(lines.size), seats), stage
+        return Team.left(self.watch.lifeline, stage, (self.watch.limit_s, self.watch.idle_limit_s))
 
     @property
     def whole(self) -> bool:
@@ -148,12 +155,10 @@ class Team:
 
     def shrink(self, survivors: Sequence[int]) -> Team:
         """Some ranks, in this order, as a team that needs nothing from the others. Collective over them."""
-        group = self.mpi.Get_group()
-        chosen = group.Incl(survivors)
-        left = self.mpi.Create_group(chosen)
-        made = Team._formed(left)
-        for each in (left, chosen, group):
-            each.Free()
+        lifeline, chosen = self.watch.lifeline, self.part(survivors)
+        if lifeline is not None:
+            lifeline.number(survivors)
+        made = Team._formed(chosen.twin().comm, chosen.twin().comm, lifeline)
         made.watch.limit_s, made.watch.idle_limit_s = self.watch.limit_s, self.watch.idle_limit_s
         return made
 

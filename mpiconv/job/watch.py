@@ -62,10 +62,15 @@ class Watch:
         What knows who is lost; None where the loss of a rank ends the job.
     """
 
-    def __init__(self, comm: MPI.Intracomm | Lines | None = None, hosts: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        comm: MPI.Intracomm | Lines | None = None,
+        hosts: Iterable[str] = (),
+        lifeline: Lifeline | None = None,
+    ) -> None:
         self.comm, self.hosts = comm, tuple(hosts)
         self.limit_s = self.idle_limit_s = 0.0
-        self.lifeline: Lifeline | None = None
+        self.lifeline = lifeline
         self._began: float | None = None
         self._say_at = SAY_S
         self._announced = False

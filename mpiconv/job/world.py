@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 import mpiconv
 from mpiconv.errors import MpiconvError, UsageError
+from mpiconv.job import openmpi
 from mpiconv.job.control import allgather_json, bcast_json
+from mpiconv.job.processes import starting
 from mpiconv.text import safe_text
 from mpiconv.words import did_you_mean
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from mpi4py import MPI
 
+    from mpiconv.job.lifeline import Lifeline
     from mpiconv.job.team import Team
 
 JOIN_S = 25.0
@@ -47,8 +50,7 @@ def join_world(*, same_version: bool = True, rank_timeout_s: float = 0.0) -> Tea
     """
     from mpi4py import MPI
 
-    from mpiconv.job.team import Team
-
+    starting.done()
     comm: MPI.Intracomm = MPI.COMM_WORLD
     # The first that is there is the innermost launcher's: mpirun -n 1 inside a SLURM job of 4 tasks is one rank.
     for variable in [name for name in LAUNCHER_SIZES if name in os.environ][:1]:
@@ -58,14 +60,29 @@ def join_world(*, same_version: bool = True, rank_timeout_s: float = 0.0) -> Tea
                 f"{variable} is {wanted}, but MPI sees one rank: start with the mpirun of this Python's MPI "
                 f"({MPI.Get_library_version().split(',')[0].strip()}), also inside sbatch, or srun --mpi=pmix"
             )
-    await_all(comm, _join_seconds())
-    team = Team.of(comm)
+    team = _joined(comm)
     team.watch.limit_s = team.watch.idle_limit_s = bcast_json(team, rank_timeout_s)
     versions = allgather_json(team, mpiconv.__version__)
     if same_version and len(set(versions)) > 1:
         found = ", ".join(f"rank {rank} has {version}" for rank, version in enumerate(versions))
         raise MpiconvError(f"the ranks run different versions of mpiconv: {found}; install one version on all hosts")
     return team
+
+
+def _joined(comm: MPI.Intracomm) -> Team:
+    """All ranks as a team, or those who are left where some are lost meanwhile and the job outlives that."""
+    from mpiconv.job.lifeline import Lifeline, Stage
+    from mpiconv.job.team import Team
+
+    lifeline = Lifeline(comm) if openmpi.survives() and comm.size > 1 else None
+    try:
+        await_all(comm, _join_seconds(), lifeline)
+        return Team.of(comm, lifeline)
+    except BaseException as error:
+        if lifeline is None or not lifeline.explains(error):
+            raise
+        lifeline.kept.append(error)
+        return Team.left(lifeline, Stage.START)[0]
 
 
 def rooted(team: Team, root: str | None) -> tuple[Team, list[int]]:
@@ -138,7 +155,7 @@ def _join_seconds() -> float:
         raise UsageError(f"{JOIN_VARIABLE} is {text!r}: a number of seconds is wanted") from None
 
 
-def await_all(comm: MPI.Intracomm, within_s: float) -> None:
+def await_all(comm: MPI.Intracomm, within_s: float, lifeline: Lifeline | None = None) -> None:
     """Exchange a byte between rank 0 and every other, in time. Collective.
 
     A device that went silent after the start would else keep all others waiting in the first collective for as long as
@@ -156,6 +173,8 @@ def await_all(comm: MPI.Intracomm, within_s: float) -> None:
     later_s = 0 if comm.rank == 0 else 3 + (comm.rank - 1) / 2  # so that one alone says it and ends the job
     deadline = time.monotonic() + within_s + later_s
     while waiting:
+        if lifeline is not None:
+            lifeline.check()
         waiting = {rank: request for rank, request in waiting.items() if not request.Test()}
         if waiting and time.monotonic() > deadline:
             silent = ", ".join(f"rank {rank}" for rank in waiting)

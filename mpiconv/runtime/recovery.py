@@ -92,7 +92,7 @@ class Recovery:
                 raise error
             lifeline.kept.append(error)  # what MPI may still write to is held by its traceback
             before = _living(team)
-            team, stage = team.left(Stage.NETWORK)
+            team, stage = team.without_lost(Stage.NETWORK)
             if stage is Stage.START:
                 raise Anew(team)
             agreed, was = perf_counter(), self._moved_bytes
