@@ -281,8 +281,18 @@ class Testbed:
                 command("ip", "netns", "del", namespace, quiet=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def run(self, words: list[str], ranks: int | None, hosts: list[str] | None = None, timeout_s: float = 0) -> int:
+    def run(
+        self,
+        words: list[str],
+        ranks: int | None,
+        hosts: list[str] | None = None,
+        timeout_s: float = 0,
+        *,
+        keep_going: bool = False,
+    ) -> int:
         """Start a command by mpirun over the devices, or over ``hosts`` in their order; its exit status.
+
+        ``keep_going``: it is mpiconv run, and starts that mpirun itself.
 
         Raises LabError, naming it, for a device that does not answer, before or after.
         """
@@ -308,9 +318,9 @@ class Testbed:
             "MPICONV_WAIT": os.environ.get("MPICONV_WAIT", "sleep"),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         }
+        survives = outlives_ranks()
         mpirun = [
-            "mpirun", "--hostfile", str(hostfile), "-n", str(ranks),
-            "--map-by", "node", "--bind-to", "none",
+            "mpirun", *(["--with-ft", "ulfm"] if survives else []), "--map-by", "node", "--bind-to", "none",
             "--mca", "plm", "ssh", "--mca", "plm_ssh_agent", str(self.folder / "agent"),
             "--mca", "btl", "tcp,self", "--mca", "pml", "ob1", "--mca", "btl_tcp_if_include", state["network"],
             "--mca", "mpi_yield_when_idle", "1", "--prtemca", "prte_if_include", state["network"],
@@ -319,13 +329,17 @@ class Testbed:
             mpirun += ["--prtemca", f"oob_tcp_keepalive_{key}", str(value)]
         for key, value in environment.items():
             mpirun += ["-x", f"{key}={value}"]
-        inside = self.enter(names[0], shlex.join([*mpirun, *words]))
+        where = ["--hostfile", str(hostfile), "-n", str(ranks)]
+        line = [*mpirun, *where, *words]
+        if keep_going:
+            line = [*words, "--keep-going", "--launcher", shlex.join(mpirun), *where]
+        inside = self.enter(names[0], shlex.join(line))
         as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         try:
             status = run_within(inside, os.environ | environment | as_root, timeout_s)
         finally:
             hostfile.unlink(missing_ok=True)
-        if status == 0:
+        if status == 0 and not survives:
             self._answers(names)  # mpirun ends with 0 where it has lost a device
         return status
 
@@ -382,6 +396,12 @@ def run_within(command_line: list[str], environment: dict[str, str], timeout_s: 
                     job.kill()
 
 
+def outlives_ranks() -> bool:
+    """Whether this mpirun can go on when a rank dies: Open MPI's from 5.0 on, unless it was built without."""
+    found = re.search(r"Open MPI\D* (\d+)\.", command("mpirun", "--version"))
+    return found is not None and int(found[1]) >= 5
+
+
 def link_bytes(namespace: str) -> tuple[int, int]:
     """B received and sent on a device's link since it is up, headers included."""
     found = json.loads(command("ip", "-n", namespace, "-s", "-j", "link", "show", "eth0"))[0]["stats64"]
@@ -435,6 +455,7 @@ def main() -> int:
         "--hosts", type=lambda text: text.split(","), metavar="A,B,...", help="only over these, rank 0 on the first"
     )
     run.add_argument("--timeout", type=float, default=0, metavar="S", help="end it after so many s (default: never)")
+    run.add_argument("--keep-going", action="store_true", help="COMMAND is mpiconv run: have it start mpirun itself")
     run.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
     actions.add_parser("status", help="the devices and their traffic so far")
     actions.add_parser("down", help="remove everything again")
@@ -457,7 +478,8 @@ def main() -> int:
             words = arguments.words[1:] if arguments.words[:1] == ["--"] else arguments.words
             if not words:
                 end("run needs a command: run -- mpiconv run ...", 2)
-            return testbed.run(words, arguments.n, arguments.hosts, arguments.timeout)
+            how = {"timeout_s": arguments.timeout, "keep_going": arguments.keep_going}
+            return testbed.run(words, arguments.n, arguments.hosts, **how)
         elif arguments.action == "status":
             print(testbed.show())
         else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import sys
 import time
@@ -30,18 +29,15 @@ def alive(path):
     return [pid for pid in found if "--keep-going" not in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
-def test_root_and_others_are_killed(monkeypatch, tmp_path):
+def test_the_root_is_killed(monkeypatch, tmp_path):
     """The quick form of scripts/chaos.py: one after another, at random moments; the answers as by the unsplit model."""
     chaos = script("chaos")
     for name, value in clean_environment().items():
         monkeypatch.setenv(name, value)
-    options = chaos.parser().parse_args(["--kills=2", "--pictures=800", "--ranks=2", "--victims=any", "--seed=3"])
-    victims = chaos.schedule(2, 800, 2, "any", random.Random(3))
-    assert {rank for _, rank in victims} == {0, 1}
-    found = chaos.run(tmp_path, options)
+    options = chaos.parser().parse_args(["--mode=root", "--deaths=2", "--pictures=800", "--ranks=2", "--seed=3"])
+    found = chaos.run(tmp_path, "root", 3, options)
     assert found.wrong == [], found.lines
-    assert len(found.again_s) == 2
-    assert sum("died of SIGKILL" in line for line in found.lines) == 2
+    assert found.restarts == len(found.took["next answer"]) == 2
 
 
 def test_a_signal_ends_all_of_it(tmp_path):

@@ -78,7 +78,12 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
                 left, stage = team.without_lost(Stage.START)
             else:
                 raise
+            lost = len(place.living) - left.size
             place = place.of(left)
+            if left.rank == 0:
+                launcher.tell(
+                    f"mpiconv: note: lost {counted(lost, 'rank')} at the start: begins again with {left.size}"
+                )
             options_for(arguments, place.kept, team.size)
     leave(team, status)
     return status
@@ -145,13 +150,12 @@ def _lead(running: Running, net: DistributedNet, stopping: Stopping, startup: St
     arguments = running.arguments
     running.run_all(results)
     ended_early = stopping.ended
-    if running.measured < 1:
+    if running.measured < 1 and not running.events:
         raise MpiconvError(
             f"ended by {ended_early} before the first repeat: nothing was measured and no results are written"
         )
-    record = net.collect()
+    record = running.collect()
     not_finite = net.first_not_finite()
-    assert record is not None  # noqa: S101 - this is rank 0
     gain = None if ended_early else gain_over_one(arguments, running.job, record, net)
     net.dismiss()
     stopping.close()

@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mpiconv.cli.options import positive, whole
+from mpiconv.cli.options import positive, seconds, whole
 from mpiconv.errors import MpiconvError, UsageError
 from mpiconv.signals import catch_signals
 
-RESTARTS = 10
+RESTARTS, TAKE_IN_S = 10, 60.0
 UNDER = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 """In the environment of what mpirun started."""
 
@@ -58,13 +59,23 @@ def add_keep_going(parser: argparse.ArgumentParser) -> None:
         "allocation inside sbatch)",
     )
     group.add_argument(
-        "--launcher", metavar="WORDS", help="mpirun with options of your own, in quotes (default: mpirun)"
+        "--launcher",
+        metavar="WORDS",
+        help="mpirun with options of your own, in quotes (default: mpirun, --with-ft ulfm where it is Open MPI from "
+        "5.0 on, so that those who are left go on when a rank dies)",
     )
     group.add_argument(
         "--max-restarts",
         type=whole,
         metavar="N",
         help=f"give up when it would have to be started again more often (default: {RESTARTS})",
+    )
+    group.add_argument(
+        "--take-in-after",
+        type=seconds,
+        metavar="S",
+        help="start again with a host that answers again, S s after it was lost at the earliest "
+        f"(default: {TAKE_IN_S:g})",
     )
     group.add_argument("--restarted", type=whole, help=argparse.SUPPRESS)
 
@@ -75,7 +86,7 @@ def check_launch(arguments: argparse.Namespace) -> None:
         if any(name in os.environ for name in UNDER):
             raise UsageError("--keep-going starts mpirun itself: leave out the mpirun in front, and say -n N")
         return
-    for option in ("ranks", "hostfile", "launcher", "max_restarts"):
+    for option in ("ranks", "hostfile", "launcher", "max_restarts", "take_in_after"):
         if getattr(arguments, option) is not None:
             name = option.replace("_", "-")
             raise UsageError(f"--{name} is for --keep-going; without that tell mpirun: mpirun -n 2 mpiconv run")
@@ -92,7 +103,7 @@ def keep_going(arguments: argparse.Namespace, known: tuple[str, ...]) -> int:
         It failed in a way that another start does not mend, or was started too often.
     """
     from mpiconv.probe.preflight import SRUN, SSH, ask_hosts
-    from mpiconv.supervise.command import OWN, without
+    from mpiconv.supervise.command import OWN, agent_of, outlives_ranks, without
     from mpiconv.supervise.hosts import of_hostfile, of_slurm
     from mpiconv.supervise.supervisor import Order, Supervisor
 
@@ -105,6 +116,9 @@ def keep_going(arguments: argparse.Namespace, known: tuple[str, ...]) -> int:
         raise UsageError(f"--launcher {arguments.launcher!r}: {str(error).lower()}") from None
     if not launcher:
         raise UsageError("--launcher has no words: mpirun, say")
+    agent = agent_of(launcher, os.environ)
+    if not arguments.launcher and outlives_ranks(_version(launcher[0])):
+        launcher += ["--with-ft", "ulfm"]
     slurm = not arguments.hostfile and "SLURM_JOB_ID" in os.environ
     with TemporaryDirectory(prefix="mpiconv-answers-") as folder:
         order = Order(
@@ -117,8 +131,9 @@ def keep_going(arguments: argparse.Namespace, known: tuple[str, ...]) -> int:
             answers=arguments.answers or str(Path(folder) / "answers.jsonl"),
             resume=arguments.resume,
             most=RESTARTS if arguments.max_restarts is None else arguments.max_restarts,
+            take_in_s=arguments.take_in_after or TAKE_IN_S,
         )
-        ask = SRUN if slurm else SSH
+        ask = SRUN if slurm else agent or SSH
         out, step = Supervisor(order, lambda hosts: ask_hosts(hosts, ask), caught).run()
     sys.stdout.buffer.write(out)
     sys.stdout.flush()
@@ -126,3 +141,11 @@ def keep_going(arguments: argparse.Namespace, known: tuple[str, ...]) -> int:
         failure = UsageError(step.why) if step.status == UsageError.exit_status else MpiconvError(step.why)
         raise failure
     return step.status
+
+
+def _version(program: str) -> str:
+    """What a program says of its version; empty if there is none."""
+    try:
+        return subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return ""

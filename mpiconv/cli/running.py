@@ -25,6 +25,7 @@ from mpiconv.data.pictures import ahead
 from mpiconv.job import launcher
 from mpiconv.job.stopping import Stopping
 from mpiconv.job.world import on_terminal
+from mpiconv.measure import Record
 from mpiconv.partition.turns import Turns
 from mpiconv.runtime.exactness import Exactness
 from mpiconv.runtime.net import DistributedNet
@@ -128,12 +129,17 @@ class Running:
                 for _ in self._run(results.until_due(batches)):
                     self._rebalance(frames)
                 more = results.save_so_far(net, self.done < frames and not self._stopping.look())
-            while not net.reports.measured and not self._stopping.look():  # all was lost with a rank's last breath
-                list(net.stream([first]))
-            self._note_losses()
             self.measured = net.reports.measured
         if self.rebalancing is not None:
             self.rebalancing.end()
+
+    def collect(self) -> Record:
+        """The record of all ranks; where some were lost after the last picture that is run once more, to measure it."""
+        while (record := self._net.collect()) is None or not len(record.latency_s):
+            list(self._net.stream([self.job.batch(0)]))
+        self._note_losses()
+        self.measured = len(record.latency_s)
+        return record
 
     def _rebalance(self, frames: int) -> None:
         """Have another plan adopted if that pays; what was measured by the one before is forgotten."""

@@ -12,7 +12,19 @@ from pathlib import Path
 JOB, RANK = "PMIX_NAMESPACE", "PMIX_RANK"
 """In the environment of all ranks of a job: the job's name, and the rank."""
 
+SUPERVISED = "MPICONV_JOB"
+"""In the environment of all that a supervisor starts on this host, with a word of its own: so it can be found."""
+
+DONE = "mpiconv: done "
+"""What rank 0 says at its end to a supervisor, with its exit status: mpirun may not end where a host was lost."""
+
 START_S = 40.0
+
+
+def tell_done(status: int) -> None:
+    """Tell the supervisor, if there is one, that nothing more is to be done. On rank 0, when all is printed."""
+    if SUPERVISED in os.environ:
+        print(f"{DONE}{status}", file=sys.stderr, flush=True)
 
 
 def ranks_here() -> dict[int, int]:

@@ -53,7 +53,7 @@ class Team:
         self.closed = False
 
     @classmethod
-    def of(cls, comm: MPI.Intracomm | Team, lifeline: Lifeline | None = None) -> Team:
+    def of(cls, comm: MPI.Intracomm | Lines | Team, lifeline: Lifeline | None = None) -> Team:
         """A team of a communicator's ranks, which stays the caller's; of a team its twin. Collective.
 
         ``lifeline`` is theirs, if they have one already.
@@ -155,10 +155,11 @@ class Team:
 
     def shrink(self, survivors: Sequence[int]) -> Team:
         """Some ranks, in this order, as a team that needs nothing from the others. Collective over them."""
-        lifeline, chosen = self.watch.lifeline, self.part(survivors)
+        lifeline, chosen = self.watch.lifeline, self._grouped(tuple(survivors))
         if lifeline is not None:
             lifeline.number(survivors)
-        made = Team._formed(chosen.twin().comm, chosen.twin().comm, lifeline)
+        made = Team.of(chosen, lifeline)
+        chosen.Free()
         made.watch.limit_s, made.watch.idle_limit_s = self.watch.limit_s, self.watch.idle_limit_s
         return made
 

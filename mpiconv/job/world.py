@@ -14,7 +14,7 @@ import mpiconv
 from mpiconv.errors import MpiconvError, UsageError
 from mpiconv.job import openmpi
 from mpiconv.job.control import allgather_json, bcast_json
-from mpiconv.job.processes import starting
+from mpiconv.job.processes import starting, tell_done
 from mpiconv.text import safe_text
 from mpiconv.words import did_you_mean
 
@@ -135,6 +135,9 @@ def leave(team: Team, status: int = 0) -> None:
     from mpiconv.signals import caught
 
     lifeline = team.watch.lifeline
+    if team.rank == 0:
+        sys.stdout.flush()
+        tell_done(status)
     requests = meeting(team) if lifeline is None or not lifeline.losses else []
     while requests and not (lifeline is not None and lifeline.alarm) and not requests[0].Test():
         if caught.ending and time.monotonic() - caught.when_s > LEAVE_S:

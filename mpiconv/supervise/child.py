@@ -16,17 +16,19 @@ from time import monotonic, sleep
 from typing import IO
 
 from mpiconv.errors import MpiconvError
+from mpiconv.job.processes import DONE
+from mpiconv.job.processes import SUPERVISED as VARIABLE
 
-VARIABLE = "MPICONV_JOB"
-"""In the environment of all that a child starts on this host, with a word of its own: so it can be found."""
+ERROR, NOISE = "mpiconv: error: ", "NBC_Progress: an error 7"
+"""How the line begins that says why a run fails; and what Open MPI says of its own where a rank is lost."""
 
-ERROR = "mpiconv: error: "
 BANNER = re.compile(r"-{20,}")
 DEATH = re.compile(
     r"process rank (?P<rank>\d+)\D.*? on node (?P<host>\S+) (?:exited on signal (?P<signal>\d+)|was killed)", re.DOTALL
 )
-LINGER_S = 5.0
-"""How long mpirun may go on once a rank has said why the job fails."""
+LOST = re.compile(r"rank \d+ \(host (?P<host>\S+)\)")
+LINGER_S, THROUGH_S = 5.0, 2.0
+"""How long mpirun may go on once a rank has said why the job fails, and once rank 0 is through."""
 SOFTLY_S = 1.5
 LOOK_S = 0.02
 KEPT_BANNERS = 20
@@ -36,7 +38,8 @@ class Child:
     """A job started by mpirun in a session of its own.
 
     What it prints is kept in ``out``; lines of its stderr are passed on at once, but for its errors and the long
-    banners with which mpirun tells of a rank's death: ``said`` has the first error, ``death`` what such a banner tells.
+    banners with which mpirun tells of a rank's death: ``said`` has the first error, ``death`` what such a banner tells,
+    ``lost`` the hosts of the ranks that the job went on without, and ``lost_s`` when it did so last, 0 for never.
 
     Parameters
     ----------
@@ -52,7 +55,8 @@ class Child:
     """
 
     def __init__(self, command: Sequence[str], passed_on: set[str]) -> None:
-        self.said = ""
+        self.said, self.lost, self.lost_s = "", set[str](), 0.0
+        self._through: tuple[int, float] | None = None
         self._passed_on = passed_on
         self.out = b""
         self._banner, self._banners = False, list[str]()
@@ -79,12 +83,19 @@ class Child:
             line = raw.decode("utf-8", "replace").rstrip("\n")
             if BANNER.fullmatch(line.strip()):
                 self._banner = not self._banner
+            elif line.startswith(DONE):
+                self._through = int(line.removeprefix(DONE)), monotonic()
+            elif NOISE in line:
+                continue
             elif line.startswith(ERROR):
                 self.said = self.said or line.removeprefix(ERROR)
                 self._failed_s = self._failed_s or monotonic()
             elif self._banner:
                 self._banners = [*self._banners[1 - KEPT_BANNERS :], line]
             elif line and line not in self._passed_on:
+                if "lost rank" in line:
+                    self.lost |= {found["host"] for found in LOST.finditer(line)}
+                    self.lost_s = monotonic()
                 self._passed_on.add(line)
                 print(line, file=sys.stderr, flush=True)
 
@@ -106,16 +117,18 @@ class Child:
     def ended(self) -> int | None:
         """Its exit status once it has ended and nothing of it is left on this host; None before.
 
-        A job that said why it fails, and does not end for it, is ended.
+        A job that said why it fails, or whose rank 0 is through, and that does not end for it, is ended.
         """
         if self._process.poll() is None:
-            if not self._failed_s or monotonic() - self._failed_s < LINGER_S:
+            now = monotonic()
+            failed = self._failed_s and now - self._failed_s > LINGER_S
+            if not failed and not (self._through and now - self._through[1] > THROUGH_S):
                 return None
             self.end()
         self._end_rest()
         for reader in self._readers:
             reader.join(SOFTLY_S)
-        return self._process.returncode
+        return self._process.returncode if self._through is None else self._through[0]
 
     def signal(self, number: int) -> None:
         """Send mpirun a signal; it hands SIGUSR1 to all ranks."""

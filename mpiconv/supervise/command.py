@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Collection, Mapping, Sequence
+
+FIRST_TO_OUTLIVE = 5
+"""The first major version of Open MPI that has fault tolerance."""
 
 OWN = {
     "--keep-going": 0,
@@ -11,6 +16,7 @@ OWN = {
     "--hostfile": 1,
     "--launcher": 1,
     "--max-restarts": 1,
+    "--take-in-after": 1,
     "--answers": 1,
     "--resume": 0,
 }
@@ -21,6 +27,21 @@ LISTS = ("--shares", "--pace", "--memory-limit")
 
 FOR_ALL = {"--plan": 1, "--offload": 1}
 """Options that only fit the ranks that they are for."""
+
+
+def outlives_ranks(version: str) -> bool:
+    """Whether the mpirun that says this of its version can go on when a rank dies: Open MPI's from 5.0 on."""
+    found = re.search(r"Open MPI\D* (\d+)\.", version)
+    return found is not None and int(found[1]) >= FIRST_TO_OUTLIVE
+
+
+def agent_of(launcher: Sequence[str], environment: Mapping[str, str]) -> tuple[str, ...]:
+    """What an mpirun calls in place of ssh, by its options or the environment; empty for ssh."""
+    for name, value in itertools.pairwise(launcher):
+        if name == "plm_ssh_agent":
+            return tuple(value.split(":")[0].split())
+    found = (environment.get(f"{prefix}plm_ssh_agent", "") for prefix in ("PRTE_MCA_", "OMPI_MCA_"))
+    return tuple(next(filter(None, found), "").split(":")[0].split())
 
 
 def without(words: Sequence[str], options: Mapping[str, int], known: Collection[str]) -> list[str]:

@@ -23,6 +23,12 @@ from mpiconv.words import counted, seconds
 
 LOOK_S = 0.03
 
+WORTH_S = 30.0
+"""A host is taken in again where the pictures to come would take so long without it."""
+
+BACK = "what was lost answers again"
+"""Why a run was ended that goes well."""
+
 NOBODY = 1
 """The status of a start that there was no host for."""
 
@@ -51,6 +57,8 @@ class Order:
         Whether it may have answers that count.
     most
         How often mpirun may be started again.
+    take_in_s
+        How long after a loss a host that answers again is taken in again at the earliest.
     """
 
     words: Sequence[str]
@@ -62,6 +70,7 @@ class Order:
     answers: str
     resume: bool
     most: int
+    take_in_s: float = 60.0
 
     def command(self, living: set[str], restarts: int, folder: Path, *, resume: bool) -> tuple[list[str], str]:
         """The command line that starts it on the hosts that answer, and which options had to be left out there."""
@@ -101,6 +110,9 @@ class Supervisor:
         self._endings: list[Ending] = []
         self._passed_on = set[str]()
         self._lost_s = 0.0
+        self._taken_in = 0
+        self._asking: Future[dict[str, str]] | None = None
+        self._asked_s = 0.0
 
     def run(self) -> tuple[bytes, Over]:
         """Run until all pictures are answered, or no other start would help; what the last one printed, and how.
@@ -120,6 +132,10 @@ class Supervisor:
                     return out, self._signalled(ending)
                 if living or not self._order.places:
                     out, ending, how = self._attempt(living, Path(folder))
+                if how == BACK and not ending.whole and not self._signal_came():
+                    living = self._living()
+                    self._tell(f"{how}: {progress(ending)}; starts with all that answer")
+                    continue
                 self._endings.append(ending)
                 if self._signal_came():
                     return out, self._signalled(ending)
@@ -134,14 +150,14 @@ class Supervisor:
         """Start mpirun once and wait for its end: what it printed, how it ended, and that in words."""
         begun = self._begun
         before, size = read_answers(self._order.answers) if begun else ([], 0)
-        restarts = len(self._endings)
+        restarts = len(self._endings) + self._taken_in
         command, left_out = self._order.command(living, restarts, folder, resume=begun)
         if left_out:
             self._tell(f"without {left_out}, which wants the hosts that are gone: the planner makes another plan")
         child = Child(command, self._passed_on)
         self._caught.tell(lambda: child.signal(SIGUSR1) if self._caught.number == SIGUSR1 else None)
         try:
-            waiting = restarts > 0
+            waiting, back, started_s = restarts > 0, False, monotonic()
             while (status := child.ended()) is None:
                 if self._caught.ending:
                     child.end()
@@ -149,6 +165,10 @@ class Supervisor:
                 if waiting and begun and self._size() > size:
                     waiting = False
                     self._tell(f"restart {restarts}: the next answer came after {seconds(monotonic() - self._lost_s)}")
+                if not back and self._may_take_in(child, living, started_s, len(before)):
+                    back = True
+                    self._taken_in += 1
+                    child.signal(SIGUSR1)
                 sleep(LOOK_S)
         except BaseException:
             child.end()
@@ -158,7 +178,26 @@ class Supervisor:
         self._lost_s = monotonic()
         why = child.said or ("" if child.death else child.last_words)
         ending = replace(self._ending(status, why, len(before)), printed=bool(child.out))
-        return child.out, ending, child.death or why or f"mpirun ended with status {status}"
+        how = BACK if back and not child.death else child.death or why or f"mpirun ended with status {status}"
+        return child.out, ending, how
+
+    def _may_take_in(self, child: Child, living: set[str], started_s: float, before: int) -> bool:
+        """Whether a host answers again that the job runs without, and enough is left to do for a start with it."""
+        missing = {place.host for place in self._order.places} - (living - child.lost)
+        alone = not self._order.places and child.lost_s > 0  # this host, which is there
+        now = monotonic()
+        if not (missing or alone) or now - max(child.lost_s, started_s, self._asked_s) < self._order.take_in_s:
+            return False
+        if self._asking is None and not alone:
+            self._asking = self._asked(sorted(missing))
+        if self._asking is not None and not self._asking.done():
+            return False
+        reasons = {"": ""} if self._asking is None else self._asking.result()
+        self._asking, self._asked_s = None, now
+        answers = any(not reason for reason in reasons.values())
+        ending = self._ending(0, "", before)
+        each_s = (now - started_s) / max(ending.after - before, 1)
+        return answers and ending.total is not None and (ending.total - ending.after) * each_s > WORTH_S
 
     def _ending(self, status: int, said: str, before: int | None = None) -> Ending:
         """How a start ended, with the pictures that have their answer by now."""
@@ -187,6 +226,15 @@ class Supervisor:
         hosts = list(dict.fromkeys(place.host for place in self._order.places))
         if not hosts:
             return set()
+        asking = self._asked(hosts)
+        while not asking.done():
+            if self._caught.number:
+                return set()
+            sleep(LOOK_S)
+        return {host for host, reason in asking.result().items() if not reason}
+
+    def _asked(self, hosts: list[str]) -> Future[dict[str, str]]:
+        """Why each of some hosts does not answer, once that is known."""
         asking = Future[dict[str, str]]()
 
         def ask() -> None:
@@ -196,11 +244,7 @@ class Supervisor:
                 asking.set_exception(error)
 
         Thread(target=ask, daemon=True).start()  # which nobody waits for after a signal
-        while not asking.done():
-            if self._caught.number:
-                return set()
-            sleep(LOOK_S)
-        return {host for host, reason in asking.result().items() if not reason}
+        return asking
 
     def _standing(self, ending: Ending, living: set[str], pause_s: float) -> str:
         hosts = len({place.host for place in self._order.places})
