@@ -6,7 +6,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,8 +21,9 @@ from mpiconv.cli.kept import begin_with_kept, devices_here
 from mpiconv.cli.networks import build_graph
 from mpiconv.cli.notes import note
 from mpiconv.cli.objectives import objective_of
-from mpiconv.cli.options import pace_of, settings_of
-from mpiconv.cli.running import Running
+from mpiconv.cli.options import settings_of
+from mpiconv.cli.place import Place, join_job
+from mpiconv.cli.running import Running, predictions
 from mpiconv.cli.saving import Results, check_outputs, open_answers
 from mpiconv.cli.sending import sending_bar
 from mpiconv.cli.setup import Job, prepare
@@ -31,11 +32,12 @@ from mpiconv.cli.surviving import Surviving, options_for
 from mpiconv.cli.tables import latency, ranks_at_work, restarts, summary, throughput_fps, weights_moved, where_time_went
 from mpiconv.errors import MpiconvError, UsageError
 from mpiconv.job import launcher
-from mpiconv.job.control import bcast_json, on_root
+from mpiconv.job.control import on_root
+from mpiconv.job.leaving import without_lost
 from mpiconv.job.lifeline import Stage
 from mpiconv.job.stopping import Stopping
 from mpiconv.job.team import Team
-from mpiconv.job.world import default_timeout_s, join_world, leave, rooted
+from mpiconv.job.world import leave
 from mpiconv.measure import Record
 from mpiconv.measure.answers import AnswersFile
 from mpiconv.measure.results import write_results
@@ -64,7 +66,7 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
     Raises MpiconvError on every rank if there was none by then.
     """
     startup = Startup()
-    place, stage = _join(arguments), Stage.START
+    place, stage = join_job(arguments), Stage.START
     startup.done("imports and MPI")
     while True:
         team = place.team
@@ -75,7 +77,7 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
             if isinstance(error, Anew):
                 left, stage = error.team, Stage.START
             elif team.watch.explains(error):
-                left, stage = team.without_lost(Stage.START)
+                left, stage = without_lost(team, Stage.START)
             else:
                 raise
             lost = len(place.living) - left.size
@@ -87,26 +89,6 @@ def infer(arguments: argparse.Namespace, caught: Caught) -> int:
             options_for(arguments, place.kept, team.size)
     leave(team, status)
     return status
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where this process is in the job: its team, the numbers that mpirun gave to the ranks, its pace.
-
-    ``living`` are the team's ranks as they were numbered at the start, ``kept`` as in the team before it.
-    """
-
-    team: Team
-    launched: list[int]
-    pace: float
-    living: tuple[int, ...]
-    kept: tuple[int, ...] = ()
-
-    def of(self, left: Team) -> Place:
-        """The same among those who are left."""
-        living = left.watch.lifeline.living if left.watch.lifeline is not None else self.living
-        kept = tuple(self.living.index(rank) for rank in living)
-        return Place(left, [self.launched[rank] for rank in kept], self.pace, living, kept)
 
 
 def _infer(arguments: argparse.Namespace, caught: Caught, startup: Startup, place: Place, stage: Stage) -> int:
@@ -150,7 +132,7 @@ def _lead(running: Running, net: DistributedNet, stopping: Stopping, startup: St
     arguments = running.arguments
     running.run_all(results)
     ended_early = stopping.ended
-    if running.measured < 1 and not running.events:
+    if running.measured < 1 and not running.meanwhile.events:
         raise MpiconvError(
             f"ended by {ended_early} before the first repeat: nothing was measured and no results are written"
         )
@@ -162,22 +144,6 @@ def _lead(running: Running, net: DistributedNet, stopping: Stopping, startup: St
     if ended_early:
         _tell_early(ended_early, running)
     return _finish(running, record, net, ended_early, startup, results, gain, not_finite)
-
-
-def _join(arguments: argparse.Namespace) -> Place:
-    """All ranks, with the root first. Collective."""
-    asked = default_timeout_s() if arguments.rank_timeout is None else arguments.rank_timeout
-    joined = join_world(rank_timeout_s=asked)
-    launcher.open_stderr()
-    torch.set_num_threads(arguments.threads)
-    pace = pace_of(arguments, joined.rank, joined.size)
-    team, launched = rooted(joined, arguments.root)
-    if team.watch.lifeline is None:
-        arguments.rank_timeout = team.watch.limit_s
-    else:
-        team.watch.lifeline.timeout_s = arguments.rank_timeout or None
-        team.watch.limit_s = team.watch.idle_limit_s = bcast_json(team, default_timeout_s())
-    return Place(team, launched, pace, tuple(range(team.size)))
 
 
 def _ready(
@@ -222,8 +188,8 @@ def _results(running: Running, net: DistributedNet, startup: Startup, answers: A
         found = _attributes(arguments, running.job, check, net, record, ended_early) | about
         if running.tried:
             found["auto_tried"] = to_json(auto.as_list(running.tried))
-        if running.events or running.rebalancing is not None:
-            found["events"] = to_json(running.events)
+        if running.meanwhile.reported:
+            found["events"] = to_json(running.meanwhile.events)
             found["measured_from"] = running.done - net.reports.measured
         if arguments.restarted is not None:
             found["restarts"] = arguments.restarted
@@ -259,8 +225,8 @@ def _finish(
     results.save(record, ended_early)  # before the rest, which may fail or be ended
     accepted = arguments.wire_error or 0.0
     check = compared(job.model, job.plan, running.batch, outputs, net.settings, accepted) if arguments.check else None
-    predictions = running.predictions(results.answers.kept)
-    right = accuracy(job.pictures, predictions, job.info)
+    predicted = predictions(running, results.answers.kept)
+    right = accuracy(job.pictures, predicted, job.info)
     about = {"data": arguments.data, **right} if right else {}
     if not_finite:
         note(f"the output of {not_finite} is not finite (NaN or infinity), the first of those looked at (--guard)")
@@ -272,19 +238,17 @@ def _finish(
         launcher.tell(f"mpiconv: note: results of {counted(len(record.latency_s), 'repeat')} in {results.path}")
     if arguments.json:
         tried: dict[str, Any] = {"auto": auto.as_list(running.tried)} if running.tried else {}
-        if running.events or running.rebalancing is not None:
-            tried |= {"events": running.events, "measured_from": running.done - running.measured}
+        if running.meanwhile.reported:
+            tried |= {"events": running.meanwhile.events, "measured_from": running.done - running.measured}
         if arguments.restarted is not None:
             tried["restarts"] = arguments.restarted
-        print(
-            to_json(_report(job, record, predictions, check, results) | _weights(net) | right | tried | {"gain": gain})
-        )
+        print(to_json(_report(job, record, predicted, check, results) | _weights(net) | right | tried | {"gain": gain}))
     else:
-        print(summary(job, record, predictions, check, results.paused_s, gain))
+        print(summary(job, record, predicted, check, results.paused_s, gain))
         if right:
             print(f"accuracy {right['accuracy']:.2%} of {right['answered']} pictures ({arguments.data})")
         if arguments.restarted is not None:
-            print(restarts(arguments.restarted, running.first * job.plan.batch, len(predictions)))
+            print(restarts(arguments.restarted, running.first * job.plan.batch, len(predicted)))
         if running.tried:
             print(auto.verdict(running.tried, job.plan.batch, objective_of(arguments)))
         if not arguments.quiet:
@@ -361,7 +325,7 @@ def _attributes(
     }
 
 
-def _report(job: Job, record: Record, predictions: list[Any], check: Any, results: Results) -> dict[str, Any]:
+def _report(job: Job, record: Record, predicted: list[Any], check: Any, results: Results) -> dict[str, Any]:
     """The object that --json prints."""
     return {
         "model": job.info.name,
@@ -378,7 +342,7 @@ def _report(job: Job, record: Record, predictions: list[Any], check: Any, result
         "peak_rss_bytes": record.peak_rss_bytes.tolist(),
         "compute_energy_j": job.profile.compute_joules(record).tolist(),
         "transfer_energy_j": job.profile.transfer_joules(record).tolist(),
-        "predictions": [{key: line[key] for key in ("image", "label", "score")} for line in predictions],
+        "predictions": [{key: line[key] for key in ("image", "label", "score")} for line in predicted],
         "check": check,
         "output": results.path,
     }

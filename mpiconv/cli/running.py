@@ -7,29 +7,25 @@ import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
-from time import monotonic, perf_counter
+from time import perf_counter
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from mpiconv.cli.meanwhile import Meanwhile
 from mpiconv.cli.notes import note
 from mpiconv.cli.objectives import objective_of
 from mpiconv.cli.saving import Results
 from mpiconv.cli.setup import Job, repeats_of
 from mpiconv.cli.startup import Startup
-from mpiconv.cli.surviving import Surviving, event_of
-from mpiconv.cli.surviving import line_of as loss_line
+from mpiconv.cli.surviving import Surviving
 from mpiconv.data.pictures import ahead
-from mpiconv.job import launcher
 from mpiconv.job.stopping import Stopping
 from mpiconv.job.world import on_terminal
 from mpiconv.measure import Record
-from mpiconv.partition.turns import Turns
 from mpiconv.runtime.exactness import Exactness
 from mpiconv.runtime.net import DistributedNet
-from mpiconv.runtime.rebalance import Rebalance
 from mpiconv.runtime.trials import Limit, Trial, choose
 from mpiconv.study.answers import answers as answers_of
 
@@ -50,10 +46,8 @@ class Running:
     measured
         How many inferences were run by the plan that stayed, and measured; where a signal ended the trials, those of
         the last plan.
-    rebalancing
-        What adopts other plans meanwhile; None where nothing does.
-    events
-        What became of the plan meanwhile, as results have it: ranks that were lost, and what rebalancing did.
+    meanwhile
+        What looks after the plan meanwhile.
     """
 
     def __init__(
@@ -66,11 +60,8 @@ class Running:
         first: int,
     ) -> None:
         self.arguments, self._surviving, self._net, self.first = arguments, surviving, net, first
-        self.events: list[dict[str, Any]] = []
-        self._begin_s = monotonic()
-        self.rebalancing: Rebalance | None = None
-        self._stopping, self._startup = stopping, startup
-        self.outputs: list[Any] = []
+        self.meanwhile = Meanwhile(arguments, net, surviving, self._tell)
+        self._stopping, self._startup, self.outputs = stopping, startup, list[Any]()
         self.done, self.measured, self.tried = 0, 0, list[Trial]()
         self._answers: Any = None
         self._bar: Any = None
@@ -80,9 +71,6 @@ class Running:
         """With the plan that runs."""
         return self._surviving.job
 
-    def _adopted(self) -> None:
-        self._surviving.job = replace(self.job, plan=self._net.plan)
-
     @property
     def frames(self) -> int:
         """How many inferences there are to run; one at least, for something to be measured."""
@@ -91,15 +79,6 @@ class Running:
     def batch(self, index: int) -> torch.Tensor:
         """The pictures (N, C, H, W) of a batch, counted from the first that is run."""
         return self.job.batch(self.first + index)
-
-    def predictions(self, kept: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """The answers of all pictures that have one, in order: those of runs before, and those of this one."""
-        pictures = self.job.pictures
-        found = [{**line, "image": pictures.name(line["index"])} for line in kept]
-        for number, output in enumerate(self.outputs, self.first):
-            lines = answers_of(output, number, pictures, self.job.info)
-            found += [line for line in lines if line["index"] >= len(kept)]
-        return found
 
     def run_all(self, results: Results) -> None:
         """Run all inferences, or those until a signal."""
@@ -120,51 +99,23 @@ class Running:
                 tqdm(total=frames, desc="inferences", unit="", disable=hidden, file=sys.stderr)
             )
             self._try_plans(batches, frames)
-            if arguments.rebalance and self.job.cluster is not None and self.job.plan.ranks > 1:
-                self.rebalancing = Rebalance(net, self.job.cluster, self._tell, self.events)
-            if net.team.watch.lifeline is not None:
-                self._surviving.plan_ahead(frames - self.done)
+            self.meanwhile.begin(frames - self.done)
             more = True
             while more:
                 for _ in self._run(results.until_due(batches)):
-                    self._rebalance(frames)
+                    if not self._stopping.look():
+                        self.meanwhile.after(self.done, frames - self.done)
                 more = results.save_so_far(net, self.done < frames and not self._stopping.look())
             self.measured = net.reports.measured
-        if self.rebalancing is not None:
-            self.rebalancing.end()
+        self.meanwhile.end()
 
     def collect(self) -> Record:
-        """The record of all ranks; where some were lost after the last picture that is run once more, to measure it."""
+        """The record of all ranks; where some were lost after the last picture one more is run, to be measured."""
         while (record := self._net.collect()) is None or not len(record.latency_s):
             list(self._net.stream([self.job.batch(0)]))
-        self._note_losses()
+        self.meanwhile.note_losses(self.done)
         self.measured = len(record.latency_s)
         return record
-
-    def _rebalance(self, frames: int) -> None:
-        """Have another plan adopted if that pays; what was measured by the one before is forgotten."""
-        if self.rebalancing is None or self._stopping.look():
-            return
-        if self.rebalancing.after_picture(self.done, frames - self.done):
-            self._adopted()
-
-    def _note_losses(self) -> bool:
-        """Note what ranks were lost since this was asked last; whether there were any."""
-        known = sum(event["kind"] == "loss" for event in self.events)
-        new = self._net.losses[known:]
-        for loss in new:
-            self.events.append(event_of(loss, self._net.plan, self.done, monotonic() - self._begin_s))
-            launcher.tell(f"mpiconv: note: {loss_line(self.events[-1])}")
-        if new and self.rebalancing is not None:
-            self.rebalancing = self._rebalance_anew()
-        return bool(new)
-
-    def _rebalance_anew(self) -> Rebalance | None:
-        """What watches the plan of those who are left."""
-        cluster = self.job.cluster
-        if cluster is None or self._net.team.size < 2 or isinstance(self._net.plan, Turns):
-            return None
-        return Rebalance(self._net, cluster, self._tell, self.events)
 
     def _tell(self, text: str) -> None:
         """A line on stderr above the bar."""
@@ -192,7 +143,7 @@ class Running:
 
         limit = None if most is None else Limit(most, exact.errs)
         self.tried = choose(self._net, trials, cluster, run, frames, objective_of(self.arguments), limit)
-        self._adopted()
+        self.meanwhile.adopted()
         if not over():
             self._net.reset()
             if self.job.kept_for is not None:
@@ -206,7 +157,7 @@ class Running:
         for output in self._net.stream(batches, copy=False):
             seconds = perf_counter() - last
             self._startup.done("first picture")
-            self._note_losses()
+            self.meanwhile.note_losses(self.done)
             self.done += 1
             self._bar.update()
             self._keep(output)
@@ -215,8 +166,7 @@ class Running:
             last = perf_counter()
 
     def _keep(self, output: Any) -> None:
-        number = self.first + self.done - 1
-        if number >= self.job.batches:
+        if (number := self.first + self.done - 1) >= self.job.batches:
             return
         self.outputs.append(output)
         if self.arguments.answers:
@@ -224,9 +174,19 @@ class Running:
             self._answers.add([{key: line[key] for key in ("index", "label", "score")} for line in lines])
 
     def _until_signal(self, batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        return itertools.takewhile(lambda _: not self._stopping.look() or self._unmeasured, batches)
+        """The batches until a signal; one more where nothing was measured yet of a plan that was adopted."""
 
-    @property
-    def _unmeasured(self) -> bool:
-        """Whether another plan was adopted that nothing was measured of yet: there has to be something to write."""
-        return bool(self.events) and not self._net.reports.measured
+        def wanted(_: torch.Tensor) -> bool:
+            return not (self._stopping.look() and (self._net.reports.measured or not self.meanwhile.events))
+
+        return itertools.takewhile(wanted, batches)
+
+
+def predictions(running: Running, kept: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The answers of all pictures that have one, in order: those of runs before, and those of this one."""
+    job = running.job
+    found = [{**line, "image": job.pictures.name(line["index"])} for line in kept]
+    for number, output in enumerate(running.outputs, running.first):
+        lines = answers_of(output, number, job.pictures, job.info)
+        found += [line for line in lines if line["index"] >= len(kept)]
+    return found

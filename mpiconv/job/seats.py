@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,3 +37,10 @@ def find_seats(team: Team) -> tuple[Seat, ...]:
     found = allgather_json(team, [machine, socket.gethostname(), cores_here(), in_order()])
     machines = [each[0] for each in found]
     return tuple(Seat(host, machines.index(machine), tuple(cores), ordered) for machine, host, cores, ordered in found)
+
+
+def crowded(seats: Sequence[Seat]) -> bool:
+    """Whether some ranks that see one memory are more than their cores."""
+    memories = {seat.memory for seat in seats}
+    there = [[seat.cores for seat in seats if seat.memory == memory] for memory in memories]
+    return any(len({core for cores in ranks for core in cores}) < len(ranks) for ranks in there)

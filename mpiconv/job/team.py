@@ -8,23 +8,18 @@ from types import TracebackType
 from mpi4py import MPI
 
 from mpiconv.errors import MpiconvError
-from mpiconv.job.lifeline import Lifeline, Stage
+from mpiconv.job.lifeline import Lifeline
 from mpiconv.job.lines import Lines
 from mpiconv.job.openmpi import survives
-from mpiconv.job.progress import Progress
-from mpiconv.job.seats import Seat, find_seats
-from mpiconv.job.shared_memory import share
-from mpiconv.job.waiting import Waiting, meet, wait
+from mpiconv.job.seats import Seat, crowded, find_seats
+from mpiconv.job.waiting import Waiting, meet, meet_some, wait
 from mpiconv.job.watch import Place, Watch
-
-MEETING_TAG = 13
 
 
 class Team:
     """The ranks of a communicator. It owns what is made from it, and gives all of it back when it is closed.
 
-    ``Team.of`` makes one; ``twin`` and ``part`` make teams from it that share its watch, ``shrink`` and ``left`` one
-    that does not.
+    ``Team.of`` makes one; ``twin`` and ``part`` make teams from it that share its watch, ``shrink`` one that does not.
 
     Attributes
     ----------
@@ -34,11 +29,6 @@ class Team:
         Looks after the long waits of this rank; the numbers of the team's ranks as it counts them.
     seats
         Where each rank runs.
-
-    Examples
-    --------
-    >>> with Team.of(MPI.COMM_WORLD) as team:  # on every rank
-    ...     names = allgather_json(team, "alexnet" if team.rank == 0 else "")
     """
 
     def __init__(
@@ -63,10 +53,10 @@ class Team:
         blind = cls(comm, Watch(lifeline=lifeline), range(comm.size))
         if lifeline is None and survives() and comm.size > 1:
             lifeline = Lifeline(blind.twin().mpi)
-        return cls._formed(blind._duplicate(), blind._duplicate(), lifeline)
+        return cls.formed(blind._duplicate(), blind._duplicate(), lifeline)
 
     @classmethod
-    def _formed(cls, comm: MPI.Intracomm | Lines, messages: MPI.Intracomm | Lines, lifeline: Lifeline | None) -> Team:
+    def formed(cls, comm: MPI.Intracomm | Lines, messages: MPI.Intracomm | Lines, lifeline: Lifeline | None) -> Team:
         """A team with a watch of its own. Collective."""
         team = cls(comm, Watch(lifeline=lifeline), range(comm.size))
         team.seats = find_seats(team)
@@ -74,36 +64,6 @@ class Team:
         if lifeline is not None:
             lifeline.seats |= dict(zip(lifeline.living, team.seats, strict=True))
         return team
-
-    @classmethod
-    def left(cls, lifeline: Lifeline, stage: Stage, limits_s: tuple[float, float] = (0.0, 0.0)) -> tuple[Team, Stage]:
-        """Agree with those who are left on who that is; them as a team, and rank 0's stage. On all of them.
-
-        ``limits_s`` are those of its watch.
-
-        Raises
-        ------
-        MpiconvError
-            Rank 0 is lost; or, as Refused, this rank counts as lost.
-        """
-        while True:
-            stage = lifeline.agree(stage)
-            lines = Lines.after(lifeline.comm, lifeline.places, lifeline.losses)
-            try:
-                team = cls._formed(lines, lines.twin(), lifeline)
-            except BaseException as error:
-                if not lifeline.explains(error):
-                    raise
-                lifeline.kept.append(error)
-            else:
-                team.watch.limit_s, team.watch.idle_limit_s = limits_s
-                return team, stage
-
-    def without_lost(self, stage: Stage) -> tuple[Team, Stage]:
-        """The same for this team, of which some are lost."""
-        if self.watch.lifeline is None:
-            raise MpiconvError("this MPI job does not outlive a rank: mpirun --with-ft ulfm does, where it is Open MPI")
-        return Team.left(self.watch.lifeline, stage, (self.watch.limit_s, self.watch.idle_limit_s))
 
     @property
     def whole(self) -> bool:
@@ -125,9 +85,7 @@ class Team:
     @property
     def crowded(self) -> bool:
         """Whether some ranks that see one memory are more than their cores."""
-        memories = {seat.memory for seat in self.seats}
-        there = [[seat.cores for seat in self.seats if seat.memory == memory] for memory in memories]
-        return any(len({core for cores in ranks for core in cores}) < len(ranks) for ranks in there)
+        return crowded(self.seats)
 
     @property
     def neighbours(self) -> tuple[int, ...]:
@@ -148,7 +106,7 @@ class Team:
         """Some of its ranks as a team, made once all of them are there, and once only. Collective over them."""
         chosen = tuple(ranks)
         if chosen not in self._parts:
-            self._meet(chosen)
+            meet_some(self, chosen)
             members, seats = [self.members[rank] for rank in chosen], [self.seats[rank] for rank in chosen]
             self._parts[chosen] = Team(self._grouped(chosen), self.watch, members, seats)
         return self._parts[chosen]
@@ -162,14 +120,6 @@ class Team:
         chosen.Free()
         made.watch.limit_s, made.watch.idle_limit_s = self.watch.limit_s, self.watch.idle_limit_s
         return made
-
-    def share(self, size: int) -> memoryview | None:
-        """``size`` B of zeros that all its ranks see; None on all where it cannot be had. Collective."""
-        return share(self, size)
-
-    def progress(self, *, wanted: bool) -> Progress:
-        """What lets messages move while this rank computes, while entered."""
-        return Progress(wanted=wanted)
 
     def waiting(self, mode: str) -> Waiting:
         """What waits for messages and flags: ``spin``, ``sleep`` or ``patient``."""
@@ -216,13 +166,3 @@ class Team:
         chosen.Free()
         everyone.Free()
         return made
-
-    def _meet(self, ranks: tuple[int, ...]) -> None:
-        """Return once these ranks are there, so that a call that blocks in MPI has nobody to wait for."""
-        (first, *others), note = ranks, bytearray(1)
-        place = Place("the start of an exchange", ranks)
-        for sent_by, sent_to in ((others, [first]), ([first], others)):
-            if self.rank in sent_by:
-                wait(self, [self.comm.Isend(note, to, MEETING_TAG) for to in sent_to], place)
-            elif self.rank in sent_to:
-                wait(self, [self.comm.Irecv(bytearray(1), source, MEETING_TAG) for source in sent_by], place)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 NAP_S = 50e-6
 LOOKS = 256
+MEETING_TAG = 13
 
 ANYWHERE = Place("an exchange")
 _give_way = getattr(os, "sched_yield", lambda: sleep(0))  # sleep(0) takes 80 us where Linux's timers have slack
@@ -128,3 +129,14 @@ def wait(team: Team, requests: Sequence[MPI.Request], place: Place) -> None:
 def meet(team: Team, what: str) -> None:
     """Return once all ranks are there, so that a call that blocks in MPI has nobody to wait for. Collective."""
     wait(team, meeting(team), Place(what))
+
+
+def meet_some(team: Team, ranks: tuple[int, ...]) -> None:
+    """Return once these ranks are there, so that a call that blocks in MPI has nobody to wait for. Collective there."""
+    (first, *others), note = ranks, bytearray(1)
+    place = Place("the start of an exchange", ranks)
+    for sent_by, sent_to in ((others, [first]), ([first], others)):
+        if team.rank in sent_by:
+            wait(team, [team.comm.Isend(note, to, MEETING_TAG) for to in sent_to], place)
+        elif team.rank in sent_to:
+            wait(team, [team.comm.Irecv(bytearray(1), source, MEETING_TAG) for source in sent_by], place)

@@ -96,6 +96,8 @@ class Watch:
         MpiconvError
             The limit is over, or the process was told to end.
         """
+        if self.lifeline is not None:
+            self.lifeline.look()  # which its thread does, where there can be one
         now = monotonic()
         if self._began is None:
             self._began, self._say_at = now, SAY_S

@@ -71,6 +71,7 @@ def join_world(*, same_version: bool = True, rank_timeout_s: float = 0.0) -> Tea
 
 def _joined(comm: MPI.Intracomm) -> Team:
     """All ranks as a team, or those who are left where some are lost meanwhile and the job outlives that."""
+    from mpiconv.job.leaving import team_of_left
     from mpiconv.job.lifeline import Lifeline, Stage
     from mpiconv.job.team import Team
 
@@ -82,7 +83,7 @@ def _joined(comm: MPI.Intracomm) -> Team:
         if lifeline is None or not lifeline.explains(error):
             raise
         lifeline.kept.append(error)
-        return Team.left(lifeline, Stage.START)[0]
+        return team_of_left(lifeline, Stage.START)[0]
 
 
 def rooted(team: Team, root: str | None) -> tuple[Team, list[int]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mpiconv.errors import MpiconvError, reason
+from mpiconv.job.progress import Progress
 from mpiconv.job.team import Team
 
 
@@ -22,7 +23,7 @@ class Health:
 
     def __init__(self, team: Team) -> None:
         self._team, self.broken = team, ""
-        self.progress = team.progress(wanted=False)
+        self.progress = Progress(wanted=False)
 
     @contextmanager
     def together(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ from functools import partial
 from time import perf_counter, time
 
 from mpiconv.errors import UsageError
+from mpiconv.job.leaving import without_lost
 from mpiconv.job.lifeline import Stage
 from mpiconv.job.team import Team
 from mpiconv.partition.leaving import plan_for_left
@@ -92,7 +93,7 @@ class Recovery:
                 raise error
             lifeline.kept.append(error)  # what MPI may still write to is held by its traceback
             before = _living(team)
-            team, stage = team.without_lost(Stage.NETWORK)
+            team, stage = without_lost(team, Stage.NETWORK)
             if stage is Stage.START:
                 raise Anew(team)
             agreed, was = perf_counter(), self._moved_bytes

@@ -6,11 +6,9 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import SIGUSR1
-from threading import Thread
 from time import monotonic, sleep, strftime
 
 from mpiconv.measure.answers import read_answers, read_identity
@@ -19,6 +17,7 @@ from mpiconv.supervise.child import Child
 from mpiconv.supervise.command import for_ranks
 from mpiconv.supervise.deciding import Ending, Over, decide, progress
 from mpiconv.supervise.hosts import Place, ranks_left
+from mpiconv.supervise.taking_in import TakingIn, asked
 from mpiconv.words import counted, seconds
 
 LOOK_S = 0.03
@@ -111,8 +110,6 @@ class Supervisor:
         self._passed_on = set[str]()
         self._lost_s = 0.0
         self._taken_in = 0
-        self._asking: Future[dict[str, str]] | None = None
-        self._asked_s = 0.0
 
     def run(self) -> tuple[bytes, Over]:
         """Run until all pictures are answered, or no other start would help; what the last one printed, and how.
@@ -134,7 +131,7 @@ class Supervisor:
                     out, ending, how = self._attempt(living, Path(folder))
                 if how == BACK and not ending.whole and not self._signal_came():
                     living = self._living()
-                    self._tell(f"{how}: {progress(ending)}; starts with all that answer")
+                    _tell(f"{how}: {progress(ending)}; starts with all that answer")
                     continue
                 self._endings.append(ending)
                 if self._signal_came():
@@ -143,8 +140,8 @@ class Supervisor:
                 if isinstance(step, Over):
                     return out, step
                 living = self._living()
-                self._tell(f"{how}: {self._standing(ending, living, step.pause_s)}")
-                self._rest(step.pause_s)
+                _tell(f"{how}: {self._standing(ending, living, step.pause_s)}")
+                _rest(step.pause_s, self._caught)
 
     def _attempt(self, living: set[str], folder: Path) -> tuple[bytes, Ending, str]:
         """Start mpirun once and wait for its end: what it printed, how it ended, and that in words."""
@@ -153,19 +150,20 @@ class Supervisor:
         restarts = len(self._endings) + self._taken_in
         command, left_out = self._order.command(living, restarts, folder, resume=begun)
         if left_out:
-            self._tell(f"without {left_out}, which wants the hosts that are gone: the planner makes another plan")
+            _tell(f"without {left_out}, which wants the hosts that are gone: the planner makes another plan")
         child = Child(command, self._passed_on)
         self._caught.tell(lambda: child.signal(SIGUSR1) if self._caught.number == SIGUSR1 else None)
         try:
             waiting, back, started_s = restarts > 0, False, monotonic()
+            taking_in = TakingIn(self._order.places, self._order.take_in_s, self._ask)
             while (status := child.ended()) is None:
                 if self._caught.ending:
                     child.end()
                     continue
                 if waiting and begun and self._size() > size:
                     waiting = False
-                    self._tell(f"restart {restarts}: the next answer came after {seconds(monotonic() - self._lost_s)}")
-                if not back and self._may_take_in(child, living, started_s, len(before)):
+                    _tell(f"restart {restarts}: the next answer came after {seconds(monotonic() - self._lost_s)}")
+                if not back and taking_in.due(child, living) and self._much_is_left(started_s, len(before)):
                     back = True
                     self._taken_in += 1
                     child.signal(SIGUSR1)
@@ -181,23 +179,11 @@ class Supervisor:
         how = BACK if back and not child.death else child.death or why or f"mpirun ended with status {status}"
         return child.out, ending, how
 
-    def _may_take_in(self, child: Child, living: set[str], started_s: float, before: int) -> bool:
-        """Whether a host answers again that the job runs without, and enough is left to do for a start with it."""
-        missing = {place.host for place in self._order.places} - (living - child.lost)
-        alone = not self._order.places and child.lost_s > 0  # this host, which is there
-        now = monotonic()
-        if not (missing or alone) or now - max(child.lost_s, started_s, self._asked_s) < self._order.take_in_s:
-            return False
-        if self._asking is None and not alone:
-            self._asking = self._asked(sorted(missing))
-        if self._asking is not None and not self._asking.done():
-            return False
-        reasons = {"": ""} if self._asking is None else self._asking.result()
-        self._asking, self._asked_s = None, now
-        answers = any(not reason for reason in reasons.values())
+    def _much_is_left(self, started_s: float, before: int) -> bool:
+        """Whether the pictures to come are worth a start with a host more."""
         ending = self._ending(0, "", before)
-        each_s = (now - started_s) / max(ending.after - before, 1)
-        return answers and ending.total is not None and (ending.total - ending.after) * each_s > WORTH_S
+        each_s = (monotonic() - started_s) / max(ending.after - before, 1)
+        return ending.total is not None and (ending.total - ending.after) * each_s > WORTH_S
 
     def _ending(self, status: int, said: str, before: int | None = None) -> Ending:
         """How a start ended, with the pictures that have their answer by now."""
@@ -226,36 +212,18 @@ class Supervisor:
         hosts = list(dict.fromkeys(place.host for place in self._order.places))
         if not hosts:
             return set()
-        asking = self._asked(hosts)
+        asking = asked(self._ask, hosts)
         while not asking.done():
             if self._caught.number:
                 return set()
             sleep(LOOK_S)
         return {host for host, reason in asking.result().items() if not reason}
 
-    def _asked(self, hosts: list[str]) -> Future[dict[str, str]]:
-        """Why each of some hosts does not answer, once that is known."""
-        asking = Future[dict[str, str]]()
-
-        def ask() -> None:
-            try:
-                asking.set_result(self._ask(hosts))
-            except BaseException as error:
-                asking.set_exception(error)
-
-        Thread(target=ask, daemon=True).start()  # which nobody waits for after a signal
-        return asking
-
     def _standing(self, ending: Ending, living: set[str], pause_s: float) -> str:
         hosts = len({place.host for place in self._order.places})
         left = f"{len(living)} of {counted(hosts, 'host')} left, " if hosts else ""
         pause = f" in {seconds(pause_s)}" if pause_s else ""
         return f"{left}{progress(ending)}; restart {len(self._endings)} of {self._order.most}{pause}"
-
-    def _rest(self, pause_s: float) -> None:
-        end = monotonic() + pause_s
-        while monotonic() < end and not self._caught.number:
-            sleep(LOOK_S)
 
     def _signal_came(self) -> bool:
         return self._caught.number > 0
@@ -268,6 +236,14 @@ class Supervisor:
             return Over(0)
         return Over(1, ending.said or f"ended by {self._caught.name} with {progress(ending)}")
 
-    def _tell(self, text: str) -> None:
-        """A line about what happened, on stderr."""
-        print(f"mpiconv: {strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+def _tell(text: str) -> None:
+    """A line about what happened, on stderr."""
+    print(f"mpiconv: {strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def _rest(pause_s: float, caught: Caught) -> None:
+    """Sleep so long, or until a signal comes."""
+    end = monotonic() + pause_s
+    while monotonic() < end and not caught.number:
+        sleep(LOOK_S)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mpiconv.job.shared_memory import share
 from mpiconv.job.team import Team
 from mpiconv.job.waiting import Awaited, Flags, meet
 from mpiconv.partition import Box, Exchange
@@ -68,7 +69,7 @@ class Shared(Medium):
         if not size:
             return {}
         rank, host = team.rank, team.part(team.neighbours)
-        shared = host.share(size)
+        shared = share(host, size)
         found: dict[int, tuple[Exchanger, ...]] = {}
         if shared is None:
             return found
