@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import io
 import os
@@ -21,6 +22,20 @@ from mpiconv.text import encodable, safe_text
 ENDING = ".mpiconv-tmp"
 LONGEST_STEM_BYTES = 200
 """How much of the target's name goes into a temporary one, which may have 255 bytes."""
+
+
+class Disk:
+    """Whether writing is to fail as on a full disk: ``--inject full-disk`` has it so."""
+
+    full = False
+
+    def check(self) -> None:
+        """Raise OSError where it is so."""
+        if self.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+disk = Disk()
 
 KINDS = {
     stat.S_IFDIR: "a folder, name a file in it",
@@ -77,6 +92,7 @@ def replaced(path: str | Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_unfinished(target.parent, re.escape(_stem(target)))
+        disk.check()
         with _locked(target) as file:
             name = file.name
             yield file

@@ -15,7 +15,8 @@ import mpiconv
 from mpiconv.errors import UsageError
 from mpiconv.partition import make_plan
 from mpiconv.planner.rebalancing import Move
-from mpiconv.runtime.emulation import Paced, Slow, injected
+from mpiconv.runtime.emulation import Paced
+from mpiconv.runtime.faults import Fault, Slow, injected
 from mpiconv.runtime.rebalance import Rebalance
 from mpiconv.runtime.reports import FRAMES
 from mpiconv.runtime.settings import Settings
@@ -99,7 +100,7 @@ def test_one_rank_has_nothing_to_do():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--inject", "slow:rank=2,frame=1,factor=2"), "--inject slows rank 2, and ranks 0 to 1 are running"),
+        (("--inject", "slow:rank=2,frame=1,factor=2"), "--inject slow: there is no rank 2, ranks 0 to 1 are running"),
         (("--inject", "fast:rank=1"), "--inject fast:rank=1: 'fast' is not known, but slow is"),
     ],
 )
@@ -128,6 +129,8 @@ def test_what_is_injected():
     assert injected("slow:rank=1,frame=60,factor=2.5") == Slow(1, 60, 2.5)
     assert injected("slow:factor=0.5,frame=0,rank=10") == Slow(10, 0, 0.5)
     assert injected(str(Slow(3, 4, 1.25))) == Slow(3, 4, 1.25)
+    assert injected("kill:rank=2,frame=40") == Fault(2, 40, "kill")
+    assert injected(str(Fault(0, 7, "full-disk"))) == Fault(0, 7, "full-disk")
     with pytest.raises(UsageError, match="is not known"):
         Settings(inject=("fast:rank=1",))
 

@@ -23,6 +23,7 @@ from mpiconv.cli.notes import note
 from mpiconv.cli.objectives import objective_of
 from mpiconv.cli.options import settings_of
 from mpiconv.cli.place import Place, join_job
+from mpiconv.cli.readiness import check_readiness, with_backups_where_there_is_room, with_spare_ranks
 from mpiconv.cli.running import Running, predictions
 from mpiconv.cli.saving import Results, check_outputs, open_answers
 from mpiconv.cli.sending import sending_bar
@@ -117,6 +118,7 @@ def _infer(arguments: argparse.Namespace, caught: Caught, startup: Startup, plac
         caught.at_once = False
         net.follow(stopping.look)
         return 0
+    settings = with_backups_where_there_is_room(arguments, job, settings)
     surviving = Surviving(arguments, job)
     net = distribute(job.model, job.plan, team, settings, sending_bar(quiet=arguments.quiet), surviving)
     startup.took("tracing and self-check" if settings.selfcheck else "tracing", net.tracing_s)
@@ -151,7 +153,11 @@ def _ready(
 ) -> tuple[Job, AnswersFile]:
     """What rank 0 has to have before the others join in."""
     check_outputs(arguments)
-    job = begin_with_kept(arguments, prepare(arguments, ranks, cluster), devices)
+    check_readiness(arguments, ranks)
+    active = ranks - arguments.spares
+    among = cluster and cluster.in_order(range(active))
+    job = begin_with_kept(arguments, prepare(arguments, active, among), devices[:active])
+    job = with_spare_ranks(job, arguments.spares, cluster)
     return job, open_answers(arguments, job)
 
 
@@ -159,7 +165,7 @@ def _check_injected(arguments: argparse.Namespace, ranks: int) -> None:
     """Raise UsageError where something is to happen to a rank that is not there."""
     for each in arguments.inject:
         if each.rank >= ranks:
-            raise UsageError(f"--inject slows rank {each.rank}, and ranks 0 to {ranks - 1} are running")
+            raise UsageError(f"--inject {each.kind}: there is no rank {each.rank}, ranks 0 to {ranks - 1} are running")
 
 
 def _with_file(arguments: argparse.Namespace, settings: Settings, team: Team) -> Settings:

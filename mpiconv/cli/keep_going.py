@@ -80,6 +80,34 @@ def add_keep_going(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--restarted", type=whole, help=argparse.SUPPRESS)
 
 
+def add_readiness(parser: argparse.ArgumentParser) -> None:
+    """What to have ready for the loss of ranks."""
+    group = parser.add_argument_group(
+        "losing ranks (under mpirun --with-ft ulfm, Open MPI from 5.0 on: those who are left go on)"
+    )
+    group.add_argument(
+        "--spares",
+        type=whole,
+        default=0,
+        metavar="K",
+        help="the last K ranks do and hold nothing until another one is lost, and then what that did and held "
+        "(default: 0)",
+    )
+    group.add_argument(
+        "--resilience",
+        action="store_true",
+        help="each rank holds the weights, too, that it needs after the loss of any one other, where memory allows: "
+        "then none travel",
+    )
+    group.add_argument(
+        "--verify-every",
+        type=positive,
+        metavar="K",
+        help="after every K pictures have what one rank computes of one layer computed again by another; of three "
+        "ranks the one that is wrong counts as lost, with two the run ends",
+    )
+
+
 def check_launch(arguments: argparse.Namespace) -> None:
     """Raise UsageError where mpirun is to be started and is there already, or is not to be and is described."""
     if arguments.keep_going:

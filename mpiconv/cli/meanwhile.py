@@ -31,6 +31,7 @@ class Meanwhile:
         self.events: list[dict[str, Any]] = []
         self._net, self._surviving, self._tell = net, surviving, tell
         self._rebalances: bool = arguments.rebalance
+        self._verify_every: int = arguments.verify_every or 0
         self._rebalance: Rebalance | None = None
         self._begin_s = monotonic()
 
@@ -56,6 +57,14 @@ class Meanwhile:
         """Have another plan adopted if that pays; what was measured by the one before is forgotten."""
         if self._rebalance is not None and self._rebalance.after_picture(done, left):
             self.adopted()
+
+    def verify(self, done: int) -> None:
+        """After some pictures check what a rank computes, where that is asked for."""
+        if self._verify_every and done % self._verify_every == 0:
+            verdict = self._net.verify()
+            if verdict is not None:
+                wrong = f"rank {verdict.ranks[0]} of those who are left computes {verdict.unit} wrongly and is left out"
+                launcher.tell(f"mpiconv: note: {wrong}; answers before this may be wrong")
 
     def adopted(self) -> None:
         """Another plan runs now."""

@@ -14,7 +14,7 @@ from mpiconv.cli.wire_options import add_wire
 from mpiconv.errors import UsageError
 from mpiconv.graph.grouping import GATHERS
 from mpiconv.runtime import choices
-from mpiconv.runtime.emulation import injected
+from mpiconv.runtime.faults import injected
 from mpiconv.words import counted
 
 if TYPE_CHECKING:
@@ -140,9 +140,11 @@ def add_emulation_options(parser: argparse.ArgumentParser, *, inject: bool = Fal
             type=injected,
             action="append",
             default=[],
-            metavar="slow:rank=R,frame=F,factor=X",
-            help="from inference F on, counted from 0 after the warm-up, rank R computes X times slower than its pace; "
-            "several times for several of them",
+            metavar="KIND:rank=R,frame=F",
+            help="what happens to rank R at inference F, counted from 0 after the warm-up; several times for several "
+            "of them. slow:rank=R,frame=F,factor=X: it computes X times slower than its pace from then on; kill: it "
+            "dies; stop: it stops; drop: its device's link goes down (scripts/testbed.py); corrupt: it computes a "
+            "wrong number from then on; full-disk: so is its disk",
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mpiconv.cli.keep_going import add_answers, add_keep_going, check_launch, keep_going
+from mpiconv.cli.keep_going import add_answers, add_keep_going, add_readiness, check_launch, keep_going
 from mpiconv.cli.memory_limit import add_memory_limit
 from mpiconv.cli.objectives import add_energy_limit, add_objective, settle_in_flight
 from mpiconv.cli.options import (
@@ -64,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_emulation_options(parser, inject=True)
     _add_output(parser)
     add_keep_going(parser)
+    add_readiness(parser)
     parser.set_defaults(known=tuple(parser._option_string_actions))  # noqa: SLF001
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tqdm import tqdm
@@ -62,8 +62,7 @@ class Running:
         self.arguments, self._surviving, self._net, self.first = arguments, surviving, net, first
         self.meanwhile = Meanwhile(arguments, net, surviving, self._tell)
         self._stopping, self._startup, self.outputs = stopping, startup, list[Any]()
-        self.done, self.measured, self.tried = 0, 0, list[Trial]()
-        self._answers: Any = None
+        self.done, self.measured, self.tried, self._answers = 0, 0, list[Trial](), cast("Any", None)
         self._bar: Any = None
 
     @property
@@ -162,6 +161,7 @@ class Running:
             self._bar.update()
             self._keep(output)
             answered(output)
+            self.meanwhile.verify(self.done)
             yield seconds
             last = perf_counter()
 

@@ -59,7 +59,8 @@ class Surviving:
         Devices that are alike count once.
         """
         cluster, plan, predicted = self.job.cluster, self.job.plan, self.job.predicted
-        if cluster is None or predicted is None or not self._chooses or plan.ranks < 3:
+        spared = self.arguments.spares or self.arguments.resilience
+        if cluster is None or predicted is None or not self._chooses or spared or plan.ranks < 3:
             return
         most_s = min(AHEAD_S, AHEAD * frames * predicted.latency_s)
         whole = list(range(plan.ranks))
@@ -74,7 +75,7 @@ class Surviving:
         return bool(self.arguments.scheme == AUTO)
 
     def _planned(self, plan: AnyPlan, left: Sequence[int], cluster: Cluster | None) -> AnyPlan:
-        if cluster is None or not self._chooses:
+        if cluster is None or not self._chooses or self.arguments.spares or self.arguments.resilience:
             return plan_for_left(plan, left)
         ahead = self._ahead.get(_signature(cluster))
         return ahead or self._best(plan, cluster, left, PLANNED_S) or plan_for_left(plan, left)

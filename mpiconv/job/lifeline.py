@@ -87,6 +87,12 @@ class Lifeline(Vigil):
             self._pulses.say(ROOT, ["ready", self.losses])
         return stage
 
+    def exclude(self, number: int) -> None:
+        """Count a rank as lost, by its number among those who are left. On rank 0."""
+        with self._lock:
+            self._lost.add(self.living[number])
+            self.alarm = True
+
     def end_silent(self) -> None:
         """End the processes that were counted as lost and still are there, as far as this rank sees them."""
         places = {self._pulses.order[rank] for rank in set(range(len(self._pulses.order))) - set(self.living)}

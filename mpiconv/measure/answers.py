@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mpiconv.errors import MpiconvError
-from mpiconv.files import write_text
+from mpiconv.files import disk, write_text
 from mpiconv.text import to_json
 
 ENDING = ".run"
@@ -189,6 +189,7 @@ class AnswersFile:
             self._try(self._sync)
 
     def _write(self, line: bytes) -> None:
+        disk.check()
         left = memoryview(line)
         while left:
             left = left[os.write(self._handle, left) :]

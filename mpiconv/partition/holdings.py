@@ -78,6 +78,17 @@ def bytes_moved(had: Holdings, wanted: Holdings, readers: Collection[int] = ()) 
     return FLOAT_BYTES * sum(t.box.size for t in moved)
 
 
+def extra_bytes(had: Holdings, more: Holdings) -> list[int]:
+    """B of weights that each rank holds more."""
+    ranks = len(next(iter(more.values()), ()))
+    found = [0] * ranks
+    for param, spans in more.items():
+        row = FLOAT_BYTES * math.prod(param.shape[1:])
+        before = had.get(param, (Span(),) * ranks)
+        found = [total + row * (len(b) - len(a)) for total, a, b in zip(found, before, spans, strict=True)]
+    return found
+
+
 def whole_of(param: Param) -> Box:
     """A tensor as the map that is exchanged: (rows, 1, numbers of a row)."""
     return Box.whole((param.shape[0], 1, math.prod(param.shape[1:])))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from mpiconv.partition.box import Box, normalised
+from mpiconv.partition.box import Box, Span, normalised
+from mpiconv.partition.holdings import Holdings, holdings
 from mpiconv.partition.making import on_rank
 from mpiconv.partition.plan import Plan
 from mpiconv.partition.schemes import NO_SPLIT, ROOT, SCHEMES, alone_on, boxes_of
@@ -41,6 +42,29 @@ def plan_for_left(plan: AnyPlan, left: Sequence[int]) -> AnyPlan:
     if not lost or len(idle) >= len(lost):
         return _taken_over(plan, left)
     return _made_anew(plan, left) or _taken_over(plan, left)
+
+
+def with_spares(plan: Plan, count: int) -> Plan:
+    """The plan with so many ranks more behind its own, which compute and hold nothing."""
+    return replace(
+        plan,
+        boxes=tuple((*row, *[Box()] * count) for row in plan.boxes),
+        shares=(*plan.shares, *[0.0] * count),
+        threads=(*plan.threads, *[plan.threads[-1]] * count) if plan.threads else (),
+    )
+
+
+def with_backups(plan: AnyPlan, ranks: Collection[int]) -> Holdings:
+    """What each rank holds for a plan, and some of them for the plans after the loss of any one rank but 0 besides."""
+    found = dict(holdings(plan))
+    for lost in range(1, plan.ranks):
+        left = [rank for rank in range(plan.ranks) if rank != lost]
+        for param, spans in holdings(plan_for_left(plan, left)).items():
+            now = list(found.get(param, (Span(),) * plan.ranks))
+            for place, span in enumerate(spans):
+                now[left[place]] = now[left[place]].hull(span) if left[place] in ranks else now[left[place]]
+            found[param] = tuple(now)
+    return found
 
 
 def _busy(plan: Plan) -> set[int]:

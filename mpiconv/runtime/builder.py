@@ -19,6 +19,7 @@ from mpiconv.job.waiting import meet, wait
 from mpiconv.job.watch import Place
 from mpiconv.partition import Exchange, Plan
 from mpiconv.partition.holdings import Holdings, holdings
+from mpiconv.partition.leaving import with_backups
 from mpiconv.partition.plan import FLOAT_BYTES, plans_of
 from mpiconv.partition.schedule import Schedule, schedule, worth_overlapping
 from mpiconv.partition.schemes import ROOT
@@ -158,11 +159,11 @@ class Builder:
         plans = plans_of(plan)
         check_in_flight(len(plans), self._settings.in_flight)
         for each in plans:
-            check_sizes(self._schedule(each))
+            check_sizes(self.schedule(each))
 
     def build(self, plan: AnyPlan, progress: Progress | None = None) -> Built:
         """Make a checked plan ready, and drop what only the plan before it needed. Collective."""
-        carried, wanted = [self._schedule(each) for each in plans_of(plan)], holdings(plan)
+        carried, wanted = [self.schedule(each) for each in plans_of(plan)], self._wanted(plan)
         if self._hashed:
             self._tell_hashes(wanted)
         begin = perf_counter()
@@ -180,6 +181,10 @@ class Builder:
         slots = tuple(Slot(schedule, team, self.memory, units, **how) for team, (schedule, units) in made)
         return Built(plan, slots, tuple(self._units.paced), self._units.weight_bytes, self._cores.lends)
 
+    def _wanted(self, plan: AnyPlan) -> Holdings:
+        """The rows of weights that each rank is to hold."""
+        return with_backups(plan, self._settings.backups) if self._settings.backups else holdings(plan)
+
     def close(self) -> None:
         """Give compiled units to the spares, and cores back."""
         self._units.close()
@@ -193,7 +198,7 @@ class Builder:
         if self._cache is not None:
             self._cache.marks = dict(zip(params, found, strict=True))
 
-    def _schedule(self, plan: Plan) -> Schedule:
+    def schedule(self, plan: Plan) -> Schedule:
         """What the plan comes to on these hosts.
 
         Where maps change hands in shared memory nothing travels that more computing could hide.

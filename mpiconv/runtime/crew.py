@@ -10,6 +10,7 @@ from mpiconv.partition.schemes import ROOT
 from mpiconv.partition.turns import AnyPlan, any_plan_of
 from mpiconv.runtime.builder import Built
 from mpiconv.runtime.engine import Act, Engine
+from mpiconv.runtime.faults import injected
 from mpiconv.runtime.feed import OpenStream
 from mpiconv.runtime.health import Health
 from mpiconv.runtime.orders import Kind, Orders
@@ -17,6 +18,7 @@ from mpiconv.runtime.preparing import Prepared
 from mpiconv.runtime.recording import Recorder
 from mpiconv.runtime.recovery import Loss, Recovery
 from mpiconv.runtime.reports import Reports
+from mpiconv.runtime.verifying import Verdict, verify
 
 T = TypeVar("T")
 
@@ -43,7 +45,7 @@ class Crew:
 
     def __init__(self, recovery: Recovery, made: Prepared) -> None:
         self._recovery, self._open = recovery, OpenStream()
-        self.tracing_s = made.tracing_s
+        self.tracing_s, self._verified = made.tracing_s, 0
         self._start(made, None)
 
     def _start(self, made: Prepared, before: Engine | None) -> None:
@@ -58,9 +60,15 @@ class Crew:
         """Run what was prepared, and again the frames that the engine before has not answered. Collective."""
         self.team, self.settings, self._builder, built = made.team, made.settings, made.builder, made.built
         self._recorder = Recorder(self.team, built)
+        faults = map(injected, self.settings.inject)
+        self._recorder.faults = [each for each in faults if each.rank == self.team.rank]
         self.no_meter = self._recorder.no_meter
         self.reports = Reports(self.team, self._recorder, orders := Orders(self.team))
-        acts: dict[Kind, Act] = {Kind.ADOPT: self._adopt, Kind.REPORT: self.reports.send}
+        acts: dict[Kind, Act] = {
+            Kind.ADOPT: self._adopt,
+            Kind.REPORT: self.reports.send,
+            Kind.VERIFY: self._verify,
+        }
         self._engine = Engine(orders, self._recorder, self.settings.wait, acts)
         self._health = Health(self.team)
         self._take(built)
@@ -112,6 +120,11 @@ class Crew:
         self._recovery.adopted(built.plan)
         self._recorder.reset()
         return int(sum(self.weights_received_bytes) - before)
+
+    def _verify(self) -> Verdict | None:
+        """Check what one rank computes of one unit; no frame is under way. Collective."""
+        self._verified += 1
+        return verify(self.team, self._builder, self._built, self._engine.waiting, self._verified)
 
     @property
     def _is_root(self) -> bool:

@@ -3,50 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from time import perf_counter, sleep, thread_time
 from typing import Any
 
-from mpiconv.errors import UsageError
-
-
-@dataclass(frozen=True)
-class Slow:
-    """From frame ``frame`` on, the run's first being 0, rank ``rank`` computes ``factor`` times slower than before."""
-
-    rank: int
-    frame: int
-    factor: float
-
-    def __str__(self) -> str:
-        return f"slow:rank={self.rank},frame={self.frame},factor={self.factor:.9f}"
-
-
-INJECTED = {"slow": (Slow, ("rank", "frame", "factor"))}
-"""What can be made to happen in the middle of a run: by its kind what it is, and the numbers that say it in full."""
-
-
-def injected(text: str) -> Slow:
-    """What ``KIND:NAME=NUMBER,...`` asks for, as in ``slow:rank=1,frame=60,factor=2``.
-
-    Raises UsageError, naming what would be right, for another kind, and for numbers that are missing or out of range.
-    """
-    kind, _, rest = text.partition(":")
-    if kind not in INJECTED:
-        known = ", ".join(INJECTED)
-        raise UsageError(f"--inject {text}: {kind!r} is not known, but {known} is, as in slow:rank=1,frame=60,factor=2")
-    made, names = INJECTED[kind]
-    numbers = [re.fullmatch(r"([a-z]+)=(\d{1,9}(?:\.\d{1,9})?)", part, re.ASCII) for part in rest.split(",")]
-    found = {number[1]: float(number[2]) for number in numbers if number}
-    whole = all(found.get(name, 0.0).is_integer() for name in ("rank", "frame"))
-    if len(numbers) != len(names) or set(found) != set(names) or not whole:
-        wanted = ",".join(f"{name}=NUMBER" for name in names)
-        raise UsageError(f"--inject {text}: wanted is {kind}:{wanted}, where rank and frame are whole numbers")
-    if not found["factor"]:
-        raise UsageError(f"--inject {text}: a factor above 0 is wanted")
-    return made(int(found["rank"]), int(found["frame"]), found["factor"])
+from mpiconv.runtime.faults import Slow
 
 
 class Paced:
@@ -58,13 +19,16 @@ class Paced:
     after those that took longer than ``pace`` times that anyway, because others wanted the core too.
 
     ``slow`` is what the device is slowed by in the middle of the run, whose frame is ``frame``; all that has begun by
-    then counts, as a product. A device is made no faster than its core.
+    then counts, as a product. A device is made no faster than its core. From frame ``corrupt`` on, if that is not
+    None, one number of what it computes is wrong.
     """
 
     TRIED, AGAIN = 3, 2
 
-    def __init__(self, compute: Callable[..., Any], pace: float, slow: Sequence[Slow] = ()) -> None:
-        self.compute, self.pace, self.slow = compute, pace, slow
+    def __init__(
+        self, compute: Callable[..., Any], pace: float, slow: Sequence[Slow] = (), corrupt: int | None = None
+    ) -> None:
+        self.compute, self.pace, self.slow, self.corrupt = compute, pace, slow, corrupt
         self.frame = 0
         self.tried: list[float] = []
         self.calls = self.overrun = 0
@@ -86,4 +50,7 @@ class Paced:
             sleep(rest)
         elif self.calls and pace > 1:
             self.overrun += 1
+        if self.corrupt is not None and self.frame >= self.corrupt:
+            output = output.clone()
+            output[(0,) * output.dim()] += 1.0
         return output

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mpiconv.errors import UsageError
+from mpiconv.job.waiting import Waiting
 from mpiconv.partition.schemes import ROOT
 from mpiconv.runtime.feed import Feed
 from mpiconv.runtime.flow import Flow
@@ -14,6 +15,9 @@ from mpiconv.runtime.recording import Recorder
 
 Act = Callable[[], object]
 """What a rank does as rank 0 orders."""
+
+BETWEEN = (Kind.ADOPT, Kind.VERIFY)
+"""What is done while no frame is under way."""
 
 
 class Engine(Flow):
@@ -41,6 +45,11 @@ class Engine(Flow):
                 return self.orders.first.kind
             self._acts[self.orders.take().kind]()
 
+    @property
+    def waiting(self) -> Waiting:
+        """What waits for messages and flags."""
+        return self._waiting
+
     def frames(self, feed: Feed | None) -> Iterator[Any]:
         """The outputs of all batches in order; without a feed until rank 0 orders something else, which is left."""
         ended = False
@@ -55,9 +64,9 @@ class Engine(Flow):
                 order = self.orders.first
                 if order.kind is Kind.RUN and self.slots[order.slot] in self._queue.idle:
                     self.run()
-                elif order.kind is Kind.REPORT or (order.kind is Kind.ADOPT and not self._queue.active):
+                elif order.kind is Kind.REPORT or (order.kind in BETWEEN and not self._queue.active):
                     self._acts[self.orders.take().kind]()
-                elif order.kind in (Kind.RUN, Kind.ADOPT):
+                elif order.kind in (Kind.RUN, *BETWEEN):
                     break  # once there is room
                 elif order.kind is Kind.END:
                     ended = True

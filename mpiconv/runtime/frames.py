@@ -29,6 +29,9 @@ Place = tuple[slice, ...] | None
 
 Compute = Callable[..., Any]
 
+Seen = tuple[int, tuple[torch.Tensor, ...], torch.Tensor]
+"""The number of a piece of a unit, what it got, and what it made."""
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -182,11 +185,12 @@ class Slot:
 class Passage:
     """One frame on its way through a slot.
 
-    ``maps`` are those that are read later, ``pending`` what has to be awaited of the exchanges that are under way.
+    ``maps`` are those that are read later, ``pending`` what has to be awaited of the exchanges that are under way;
+    ``seen`` copies of what the unit ``watched`` got and made here.
     """
 
-    def __init__(self, slot: Slot, images: torch.Tensor | None) -> None:
-        self._slot = slot
+    def __init__(self, slot: Slot, images: torch.Tensor | None, watched: int = -1) -> None:
+        self._slot, self._watched, self.seen = slot, watched, list[Seen]()
         self.maps: dict[int, torch.Tensor | None] = {PICTURE: images}
         self.pending: dict[int, Awaited] = {}
 
@@ -215,8 +219,7 @@ class Passage:
             if step.early:
                 self.pending[index] = Awaited()
             for number, piece in enumerate(step.pieces):
-                inputs = [_part(maps[source], where) for source, where in piece.inputs]
-                output = None if piece.compute is None else piece.compute(*inputs)
+                output = self._computed(index, number, piece)
                 if step.early:
                     self.pending[index] += step.early[number].start(output)
             maps[index] = output
@@ -232,6 +235,17 @@ class Passage:
         slot.gate.open = True
         slot.unread = slot.steps[-1].shared  # the output may still lie there
         return output, stamps
+
+    def _computed(self, index: int, number: int, piece: Piece) -> Any:
+        """What this rank makes of a piece of a unit; None for nothing."""
+        inputs = [_part(self.maps[source], where) for source, where in piece.inputs]
+        if piece.compute is None:
+            return None
+        output = piece.compute(*inputs)
+        if index == self._watched:
+            copies = tuple(each.clone(memory_format=torch.contiguous_format) for each in (*inputs, output))
+            self.seen.append((number, copies[:-1], copies[-1]))
+        return output
 
     def _exchanged(self, step: Step) -> Generator[Awaited, None, None]:
         """Start the exchanges before a step, unless they are under way, and wait for those that bring something."""

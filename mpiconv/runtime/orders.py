@@ -31,6 +31,7 @@ class Kind(IntEnum):
     REPORT = 9
     GUARD = 10
     REST = 11
+    VERIFY = 12
 
 
 CALLS = {
@@ -45,6 +46,7 @@ CALLS = {
     Kind.REPORT: "asked for a report",
     Kind.GUARD: "asked for the first output that was not finite",
     Kind.REST: "had the others rest",
+    Kind.VERIFY: "checked what a rank computes",
 }
 """What rank 0 did that gave the order, for messages."""
 

@@ -93,4 +93,5 @@ def _agreed(settings: Settings, pace: float, team: Team) -> Settings:
         readers=tuple(settings.readers),
         as_slices=tuple(settings.as_slices),
         inject=tuple(settings.inject),
+        backups=tuple(settings.backups),
     )

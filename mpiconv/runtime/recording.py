@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from mpiconv.measure.record import PER_RANK, TEXTS, Record, merge, peak_rss_byte
 from mpiconv.partition.plan import plans_of
 from mpiconv.partition.schemes import ROOT
 from mpiconv.runtime.counts import COUNTED, Counts
+from mpiconv.runtime.faults import Fault, Slow, happen
 from mpiconv.runtime.stamps import Stamps
 
 if TYPE_CHECKING:
@@ -30,12 +32,13 @@ if TYPE_CHECKING:
 class Recorder:
     """One rank's stamps and counts since the last ``reset``, and the record of all ranks from them.
 
-    ``begun`` is how many frames it began in all, whatever was reset since.
+    ``begun`` is how many frames it began in all, whatever was reset since; ``faults`` are what happens to it then.
     """
 
     def __init__(self, team: Team, built: Built) -> None:
         self.team = team
         self._paused, self.begun = False, 0
+        self.faults: Sequence[Slow | Fault] = ()
         hosts = team.hosts
         self._meter, self.no_meter = find_meter() if hosts.index(hosts[team.rank]) == team.rank else (None, "")
         self.adopt(built)
@@ -80,6 +83,8 @@ class Recorder:
 
     def go_on(self) -> None:
         """A frame starts: go on measuring energy, which ``record`` had paused."""
+        if self.faults:
+            happen(self.faults, self.begun)
         for paced in self._paced:
             paced.frame = self.begun
         self.begun += 1

@@ -14,7 +14,7 @@ from mpiconv.job.team import Team
 from mpiconv.partition.leaving import plan_for_left
 from mpiconv.partition.turns import AnyPlan
 from mpiconv.runtime.builder import Builder, Model
-from mpiconv.runtime.emulation import injected
+from mpiconv.runtime.faults import injected
 from mpiconv.runtime.preparing import Prepared, Ready, prepare
 from mpiconv.runtime.settings import Settings
 from mpiconv.runtime.weights import Progress
@@ -152,7 +152,7 @@ def _fewer(settings: Settings, left: Sequence[int]) -> Settings:
     """The settings for some of the ranks, by their numbers before."""
     readers = tuple(left.index(rank) for rank in settings.readers if rank in left)
     happen = (replace(each, rank=left.index(each.rank)) for each in map(injected, settings.inject) if each.rank in left)
-    return replace(settings, readers=readers, inject=tuple(map(str, happen)))
+    return replace(settings, readers=readers, inject=tuple(map(str, happen)), backups=())
 
 
 def _living(team: Team) -> tuple[int, ...]:

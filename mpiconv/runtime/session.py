@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
 
-from mpiconv.errors import UsageError
+from mpiconv.errors import MpiconvError, UsageError
 from mpiconv.job.waiting import meet
 from mpiconv.measure import Record
 from mpiconv.partition import Plan
 from mpiconv.partition.making import fitted
+from mpiconv.partition.schemes import ROOT
 from mpiconv.partition.turns import AnyPlan, each_of, in_turn
 from mpiconv.runtime.crew import Crew
 from mpiconv.runtime.orders import Kind, Order
+from mpiconv.runtime.verifying import Verdict
 
 
 class Session(Crew):
@@ -92,6 +94,39 @@ class Session(Crew):
             return self._adopt(fitting)
 
         return self._together(act)
+
+    def verify(self) -> Verdict | None:
+        """Have what one rank computes of one unit computed again by others. On rank 0; also in the midst of a stream.
+
+        A rank of whom two others say that it is wrong counts as lost, where the job outlives that.
+
+        Returns
+        -------
+        Verdict or None
+            Who computes wrongly, by the numbers of the ranks that are running; None for nobody.
+
+        Raises
+        ------
+        MpiconvError
+            Somebody computes wrongly, and the job cannot go on without.
+        """
+        losses = len(self.losses)
+
+        def act() -> Verdict | None:
+            if len(self.losses) > losses:
+                return None
+            self._engine.drain()
+            self._engine.orders.give(Order(Kind.VERIFY))
+            return self._verify()
+
+        found, lifeline = self._together(act), self.team.watch.lifeline
+        if found is None:
+            return None
+        names = " or ".join(f"rank {rank} (host {self.team.hosts[rank]})" for rank in found.ranks)
+        if lifeline is None or len(found.ranks) > 1 or ROOT in found.ranks:
+            raise MpiconvError(f"{names} computes {found.unit} wrongly: run without that device, and test its memory")
+        lifeline.exclude(found.ranks[0])
+        return found
 
     def first_not_finite(self) -> str:
         """The unit and rank of the first output that was not finite, of those guarded; empty if none. Collective."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mpiconv.errors import UsageError
 from mpiconv.runtime.choices import GUARDS, OVERLAPS, SAME_HOSTS, WAITS
 from mpiconv.runtime.compute.engines import computes
-from mpiconv.runtime.emulation import injected
+from mpiconv.runtime.faults import injected
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Settings:
     pace
         How many times slower than its core this rank computes, to emulate a slower device: it sleeps in between.
     inject
-        What devices are slowed by in the middle of the run, each as ``emulation.injected`` reads it, in frames from the
+        What happens to devices in the middle of the run, each as ``faults.injected`` reads it, in frames from the
         first one that is run.
     dilation
         By how much everything was slowed down, links too: the times of the merged record are divided by it.
@@ -44,6 +44,9 @@ class Settings:
     rank_timeout_s
         How long a rank waits for another before it ends with an error that names it, 0 for ever. None: for ever where
         rank 0's stderr is a terminal, else 5 minutes, but for ever for the next picture.
+    backups
+        The ranks that hold, as far as the first loss of a rank goes, what they need for the plan after it: nothing but
+        orders travels then.
     as_slices
         The units of which all is computed in the way that slices of their kernels are, so that it has the same bits.
     weight_cache
@@ -67,6 +70,7 @@ class Settings:
     guard: str = "auto"
     selfcheck: bool = True
     rank_timeout_s: float | None = None
+    backups: tuple[int, ...] = ()
     as_slices: tuple[str, ...] = ()
     weight_cache: str = "auto"
     weight_cache_bytes: int = 4 * 10**9

@@ -20,7 +20,8 @@ from mpiconv.runtime.compute import onednn
 from mpiconv.runtime.compute.engines import local_unit
 from mpiconv.runtime.compute.local import LocalUnit, weights_of
 from mpiconv.runtime.compute.operations import WholeUnit
-from mpiconv.runtime.emulation import Paced, injected
+from mpiconv.runtime.emulation import Paced
+from mpiconv.runtime.faults import Slow, injected
 from mpiconv.runtime.frames import Compute
 from mpiconv.runtime.heap import trim_heap
 from mpiconv.runtime.settings import Settings
@@ -152,9 +153,11 @@ class LocalUnits:
             mine = self._weights.of(unit, work.box)
             size = sum(tensor.nbytes for layer in mine for tensor in layer.values())
             computes = self._pieces(work, mine, batch, frees)
-        slow = [each for each in map(injected, self._settings.inject) if each.rank == self._rank]
-        if self._settings.pace > 1 or slow:
-            computes = [None if one is None else Paced(one, self._settings.pace, slow) for one in computes]
+        faults = [each for each in map(injected, self._settings.inject) if each.rank == self._rank]
+        slow = [each for each in faults if isinstance(each, Slow)]
+        wrong = min((each.frame for each in faults if each.kind == "corrupt" and not unit.opaque), default=None)
+        if self._settings.pace > 1 or slow or wrong is not None:
+            computes = [None if one is None else Paced(one, self._settings.pace, slow, wrong) for one in computes]
         return Made(work, computes, size, frees)
 
     def _pieces(

@@ -19,6 +19,7 @@ from mpiconv.partition.plan import FLOAT_BYTES
 from mpiconv.partition.schedule import Held
 from mpiconv.partition.schemes import ROOT
 from mpiconv.runtime.exchange.point_to_point import by_messages
+from mpiconv.runtime.weight_sums import compare
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -57,14 +58,10 @@ class Weights:
 
     Attributes
     ----------
-    rows
-        What this rank has of each tensor: which rows, and them.
-    held
-        Which rows each rank has, the same on all ranks.
-    received_bytes
-        B of weights that came to this rank in messages, counted from their buffers.
-    stored_bytes
-        B of weights that this rank read from its own disk instead.
+    rows, held
+        What this rank has of each tensor: which rows, and them; which rows each rank has, the same on all ranks.
+    received_bytes, stored_bytes
+        B of weights that came to this rank in messages, counted from their buffers; that it read from its own disk.
     moved_bytes
         B of weights that travelled between all ranks, as planned.
     """
@@ -85,6 +82,7 @@ class Weights:
         self._team, self._state, self._stores, self._asked = team, state, stores, asked
         self.rows: dict[Param, tuple[Span, torch.Tensor]] = {} if before is None else before.rows
         self.held: Holdings = {}
+        self._new: set[Param] = set()
         self.received_bytes: int = 0 if before is None else before.received_bytes
         self.stored_bytes: int = 0 if before is None else before.stored_bytes
         self.moved_bytes: int = 0 if before is None else before.moved_bytes
@@ -124,9 +122,11 @@ class Weights:
                     around = Span(min(span.lo for span in got), max(span.hi for span in got))
                     first = wanted[param][rank].lo
                     came[param] = around, rows[around.lo - first : around.hi - first]
-        for param in set(self.rows) - set(wanted):
-            del self.rows[param]
+        self.rows = {param: rows for param, rows in self.rows.items() if param in wanted}
         self.held = dict(wanted)
+        new = [(i, *self.rows[param]) for i, param in enumerate(self.held) if param in self._new]
+        compare(self._team, list(self.held), new, self._state)
+        self._new = set()
         return came
 
     def of(self, unit: Unit, box: Box) -> LayerWeights:
@@ -153,6 +153,7 @@ class Weights:
         else:
             whole = rows.untyped_storage().nbytes() == rows.nbytes
             self.rows[param] = span, rows if whole else rows.clone()
+            self._new.add(param)
 
     def _here(self, param: Param, wanted: Span) -> tuple[Span, torch.Tensor | None]:
         """Which of some rows this rank has in memory or on its disk, one span; none on the root, which has all."""
