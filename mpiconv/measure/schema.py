@@ -67,6 +67,7 @@ def check_run(data: Any) -> None:
     if (data["latency"].values <= 0).any() or np.asarray(data.attrs.get("batch", 1)) < 1:
         raise MpiconvError("is damaged: it has times or batches of 0 or less")
     plans_tried(data)
+    events_of(data)
 
 
 def plans_tried(data: Any) -> list[dict[str, Any]]:
@@ -109,3 +110,27 @@ def _check_numbers(name: str, variable: Any, dims: tuple[str, ...]) -> None:
 def _sane(values: np.ndarray) -> bool:
     """Whether all are finite, and not so large that sums of them would not be."""
     return bool(np.isfinite(values).all()) and bool((np.abs(values.astype(float)) < LARGEST).all())
+
+
+def events_of(data: Any) -> list[dict[str, Any]]:
+    """What became of the plan in a run: ranks that were lost, plans that were adopted; none where nothing did.
+
+    Each has ``time_s`` since the run began, ``picture`` (how many were done), ``kind``, ``plan``, ``ranks``,
+    ``seconds`` that pictures waited for it and ``bytes_moved``, and more by its kind.
+
+    Raises MpiconvError, without the file's name, where the attribute ``events`` is something else.
+    """
+    text = data.attrs.get("events", "[]")
+    try:
+        return [
+            {
+                **each,
+                **{name: _seconds(each[name]) for name in ("time_s", "seconds")},
+                **{name: int(each[name]) for name in ("picture", "bytes_moved")},
+                **{name: str(each[name]) for name in ("kind", "plan")},
+                "ranks": [int(rank) for rank in each["ranks"]],
+            }
+            for each in json.loads(str(text))
+        ]
+    except (TypeError, ValueError, LookupError, AttributeError, RecursionError):
+        raise MpiconvError(f"is damaged: its attribute events is {str(text)[:60]!r}") from None

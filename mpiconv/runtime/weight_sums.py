@@ -48,7 +48,7 @@ def compare(
                 if checksum(rows_of(param, state[param.key].detach())[lo:hi]) != value:
                     raise ModelError(
                         f"rank {rank} (host {team.hosts[rank]}) has other rows {lo}:{hi} of {param.key} than rank "
-                        f"{ROOT}: its memory, its disk or its link changes data; run without it, or with --weight-cache off"
+                        f"{ROOT}: its memory, disk or link changes data; run without it, or with --weight-cache off"
                     )
 
     on_root(team, look)

@@ -176,6 +176,27 @@ def _names_down(axes: Any, group: Sequence[Run]) -> None:
     axes.invert_yaxis()
 
 
+def happened(plt: Any, run: Run) -> Any:
+    """When ranks were lost or another plan was adopted, and how long pictures waited for it."""
+    figure, axes = plt.subplots(figsize=(8.0, 0.9 + 0.35 * len(run.events)))
+    for row, event in enumerate(run.events):
+        axes.barh(row, event["seconds"], left=event["time_s"] - event["seconds"], height=0.5, color=colour(row))
+        axes.plot(event["time_s"], row, "|", color="black")
+    ranks = [", ".join(f"rank {rank}" for rank in event["ranks"]) for event in run.events]
+    axes.set_yticks(
+        range(len(ranks)),
+        [f"{event['kind']}: {names}" for event, names in zip(run.events, ranks, strict=True)],
+        fontsize="small",
+    )
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_xlabel("s since the run began")
+    return figure
+
+
+HAPPENED = "happened"
+"""The figure that only a run has in which something became of the plan."""
+
 ESTIMATED = "estimated"
 """The figure that only a run has for which something was estimated."""
 
@@ -184,6 +205,7 @@ SPEED_UP = "speed-up"
 
 OF_A_RUN: tuple[tuple[str, str, Chart], ...] = (
     ("time-per-rank", "Time per rank and unit", time_per_rank),
+    (HAPPENED, "Timeline: what became of the plan", happened),
     ("timeline", "Timeline: who waited for whom", timeline),
     (ESTIMATED, "Estimated and measured", estimated),
     ("bytes", "Bytes received", bytes_per_unit),

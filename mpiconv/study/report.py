@@ -14,13 +14,14 @@ from mpiconv.errors import need
 from mpiconv.files import check_writable, write_csv, write_text
 from mpiconv.measure.results import read_each
 from mpiconv.study.benchmark import AIMS, HEADER, Benchmark, contenders, is_benchmark, rows, targets
-from mpiconv.study.charts import ESTIMATED, OF_A_RUN, OF_SEVERAL, SPEED_UP
+from mpiconv.study.charts import ESTIMATED, HAPPENED, OF_A_RUN, OF_SEVERAL, SPEED_UP
 from mpiconv.study.runs import (
     Run,
     baseline,
     by_network,
     distinct,
     estimated_rows,
+    event_rows,
     load_run,
     summary_rows,
     trace_events,
@@ -174,10 +175,11 @@ def _about(run: Run, beside: Path, key: str) -> dict[str, Any]:
         "slowest": run.slowest,
         "estimated": estimated_rows(run),
         "tried": _known(tried_rows(run)),
+        "events": _known(event_rows(run)),
         "figures": [
             _draw(beside, f"{key}-{name}", heading, chart, run)
             for name, heading, chart in OF_A_RUN
-            if predicted is not None or name != ESTIMATED
+            if (predicted is not None or name != ESTIMATED) and (run.events or name != HAPPENED)
         ],
         "units": _known([{name: text for name, text in row.items() if name != "run"} for row in unit_rows(run)]),
     }

@@ -13,7 +13,7 @@ import numpy as np
 from mpiconv.errors import MpiconvError
 from mpiconv.measure.record import typical
 from mpiconv.measure.results import RUN, read_each, read_file
-from mpiconv.measure.schema import plans_tried
+from mpiconv.measure.schema import events_of, plans_tried
 from mpiconv.text import safe_text
 
 NEEDED = ("exchange_start", "compute_start", "bytes_sent", "bytes_received", "messages_sent", "flops", "weight_bytes",
@@ -104,6 +104,11 @@ class Run:
     def tried(self) -> list[dict[str, Any]]:
         """The plans that were tried in turn, as ``measure.schema.plans_tried`` gives them."""
         return plans_tried(self.data)
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """What became of the plan meanwhile, as ``measure.schema.events_of`` gives it."""
+        return events_of(self.data)
 
     def busy_s(self, name: str) -> np.ndarray:
         """(rank, unit): median of ``compute_time`` or ``exchange_time`` over the repeats, in s."""
@@ -247,6 +252,22 @@ def tried_rows(run: Run) -> list[dict[str, str]]:
     ]
 
 
+def event_rows(run: Run) -> list[dict[str, str]]:
+    """A row per rank that was lost or plan that was adopted."""
+    return [
+        {
+            "at s": _number(event["time_s"]),
+            "after pictures": str(event["picture"]),
+            "what": event["kind"],
+            "ranks": ", ".join(map(str, event["ranks"])) or "-",
+            "then": event["plan"],
+            "waited ms": _number(1e3 * event["seconds"]),
+            "weights moved MB": _number(event["bytes_moved"] / 1e6),
+        }
+        for event in run.events
+    ]
+
+
 def _number(value: float, digits: int = 2) -> str:
     """A number with digits behind the point, without them from a thousand on; ``-`` for NaN."""
     return "-" if np.isnan(value) else f"{value:.{digits if value < LARGE else 0}f}"
@@ -299,6 +320,10 @@ def trace_events(run: Run) -> dict[str, Any]:
             span = {"name": unit, "cat": "compute", "args": {**arguments, "FLOPs": int(flops[rank, u])}}
             start, length = compute_start[repeat, rank, u], compute_time[repeat, rank, u]
             events.append({**common, **span, "ts": 1e6 * start, "dur": 1e6 * length})
+    last_s = max((event["time_s"] for event in run.events), default=0.0)
+    for event in run.events:  # what is measured begins after the last of them
+        about = {"ph": "i", "s": "g", "pid": 0, "tid": 0, "cat": "event", "args": event}
+        events.append({**about, "name": f"{event['kind']}: {event['plan']}", "ts": 1e6 * (event["time_s"] - last_s)})
     return {
         "traceEvents": events,
         "displayTimeUnit": "ms",
