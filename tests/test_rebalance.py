@@ -101,7 +101,7 @@ def test_one_rank_has_nothing_to_do():
     ("words", "message"),
     [
         (("--inject", "slow:rank=2,frame=1,factor=2"), "--inject slow: there is no rank 2, ranks 0 to 1 are running"),
-        (("--inject", "fast:rank=1"), "--inject fast:rank=1: 'fast' is not known, but slow is"),
+        (("--inject", "fast:rank=1"), "--inject fast:rank=1: 'fast' is not known, but slow, kill"),
     ],
 )
 def test_options_that_do_not_go_together(words, message):

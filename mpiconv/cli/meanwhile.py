@@ -38,7 +38,7 @@ class Meanwhile:
     @property
     def reported(self) -> bool:
         """Whether results say what became of the plan."""
-        return self._rebalances or bool(self.events)
+        return self._rebalance is not None or bool(self.events)
 
     def begin(self, frames: int) -> None:
         """The plans were tried; so many frames are to come."""
