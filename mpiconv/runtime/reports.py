@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 from mpi4py import MPI
 
+from mpiconv.errors import Lost
 from mpiconv.job.team import Team
 from mpiconv.job.waiting import wait
 from mpiconv.job.watch import Place
@@ -49,8 +52,9 @@ class Reports:
         self._rows = np.empty((self._team.size, *own.shape))
         self._rows[ROOT] = own
         others = (rank for rank in range(self._team.size) if rank != ROOT)
-        self._requests = [self._team.comm.Irecv(self._rows[rank], rank, TAG) for rank in others]
-        self._orders.give(Order(Kind.REPORT))
+        with suppress(MPI.Exception):  # a rank is lost: whoever waits for it next will know
+            self._requests = [self._team.comm.Irecv(self._rows[rank], rank, TAG) for rank in others]
+            self._orders.give(Order(Kind.REPORT))
 
     def send(self) -> None:
         """Report, as ordered. Not on rank 0."""
@@ -59,7 +63,11 @@ class Reports:
 
     def take(self) -> Window | None:
         """The report that was asked for, once all of it is there; None before, and if none was. On rank 0."""
-        if not len(self._rows) or not all(request.Test() for request in self._requests):
+        try:
+            if not len(self._rows) or not all(request.Test() for request in self._requests):
+                return None
+        except MPI.Exception:  # a rank is lost, and its report with it
+            self._rows, self._requests = np.empty((0, 0, 0)), []
             return None
         rows, self._rows, self._requests = self._rows, np.empty((0, 0, 0)), []
         spans = np.diff(rows[..., :-1]).transpose(1, 0, 2)
@@ -67,5 +75,6 @@ class Reports:
 
     def settle(self) -> None:
         """Wait for a report that is on its way, which nobody wants any more. On rank 0."""
-        wait(self._team, self._requests, PLACE)
+        with suppress(MPI.Exception, Lost):
+            wait(self._team, self._requests, PLACE)
         self._rows, self._requests = np.empty((0, 0, 0)), []
