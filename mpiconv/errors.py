@@ -45,6 +45,12 @@ class Refused(Lost):
     """This rank counts as lost, and the others have gone on without it."""
 
 
+class RootLost(MpiconvError):  # noqa: N818 - as Lost
+    """Rank 0 is lost, so that all others end, as soon as they know."""
+
+    everywhere = True
+
+
 class PeerError(MpiconvError):
     """Another rank failed, and this one cannot go on without it; the message is the other's."""
 

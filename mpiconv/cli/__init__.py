@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import mpiconv
 import mpiconv.cli.startup
-from mpiconv.errors import MpiconvError, reason
+from mpiconv.errors import MpiconvError, RootLost, reason
 from mpiconv.signals import Ended
 from mpiconv.words import did_you_mean
 
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _fail("", UNREAD)
     except MpiconvError as error:
-        _fail(str(error), error.exit_status)
+        _fail(str(error), error.exit_status, at_once=isinstance(error, RootLost))
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except Ended as ended:
@@ -138,7 +138,7 @@ def _parsed(words: list[str]) -> argparse.Namespace:
     return found
 
 
-def _fail(message: str, status: int, after_s: float = 0.0) -> NoReturn:
+def _fail(message: str, status: int, after_s: float = 0.0, *, at_once: bool = False) -> NoReturn:
     from mpiconv.job.world import fail
 
-    fail(message, status, after_s)
+    fail(message, status, after_s, at_once=at_once)

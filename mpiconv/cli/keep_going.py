@@ -74,8 +74,8 @@ def add_keep_going(parser: argparse.ArgumentParser) -> None:
         "--take-in-after",
         type=seconds,
         metavar="S",
-        help="start again with a host that answers again, S s after it was lost at the earliest "
-        f"(default: {TAKE_IN_S:g})",
+        help="start again with a host that answers again, S s after it was lost at the earliest, and twice as long "
+        f"after each time (default: {TAKE_IN_S:g})",
     )
     group.add_argument("--restarted", type=whole, help=argparse.SUPPRESS)
 

@@ -9,7 +9,7 @@ from time import monotonic, sleep
 
 from mpi4py import MPI
 
-from mpiconv.errors import Lost, MpiconvError, Refused
+from mpiconv.errors import Lost, Refused, RootLost
 from mpiconv.job.processes import ranks_here
 from mpiconv.job.pulses import ROOT
 from mpiconv.job.vigil import Stage, Vigil
@@ -47,7 +47,7 @@ class Lifeline(Vigil):
         ------
         Refused
             This rank is counted as lost.
-        MpiconvError
+        RootLost
             Rank 0 is lost, without which nothing can go on.
         """
         return self._lead(stage) if self._pulses.rank == ROOT else self._follow()
@@ -77,7 +77,7 @@ class Lifeline(Vigil):
         while self._told[0] <= self.losses:
             self.look()
             if ROOT in self._lost:
-                raise MpiconvError(f"{self._name(ROOT)} is lost, which the others need")
+                raise RootLost(f"{self._name(ROOT)} is lost, which the others need")
             sleep(POLL_S)
         with self._lock:
             self.losses, living, stage = self._told

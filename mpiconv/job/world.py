@@ -208,18 +208,19 @@ def on_terminal() -> bool:
         return False
 
 
-def fail(message: str, status: int, after_s: float = 0.0) -> NoReturn:
+def fail(message: str, status: int, after_s: float = 0.0, *, at_once: bool = False) -> NoReturn:
     """Say on stderr, once for all ranks and ``after_s``, why the job ends; end it with this exit status on every rank.
 
     An empty message is for a job whose output nobody reads any more: it ends without a word.
-    Several ranks often fail for one reason; the later a rank's turn, the longer it waits for another to have ended it.
+    Several ranks often fail for one reason; the later a rank's turn, the longer it waits for another to have ended it;
+    little where rank 0 has no turn (``at_once``).
     """
     for number in (signal.SIGTERM, signal.SIGINT):  # the launcher ends the ranks whose turn has not come
         signal.signal(number, signal.SIG_DFL)
     time.sleep(after_s)
     rank = launcher_rank()
     if rank:
-        time.sleep(min(0.9 + 0.6 * rank, 3.5))
+        time.sleep(0.05 * rank if at_once else min(0.9 + 0.6 * rank, 3.5))
     with suppress(OSError):  # nobody listens any more
         if message:
             print(f"mpiconv: error: {safe_text(message)}", file=sys.stderr, flush=True)

@@ -155,7 +155,7 @@ class Supervisor:
         self._caught.tell(lambda: child.signal(SIGUSR1) if self._caught.number == SIGUSR1 else None)
         try:
             waiting, back, started_s = restarts > 0, False, monotonic()
-            taking_in = TakingIn(self._order.places, self._order.take_in_s, self._ask)
+            taking_in = TakingIn(self._order.places, self._order.take_in_s * 2**self._taken_in, self._ask)
             while (status := child.ended()) is None:
                 if self._caught.ending:
                     child.end()
