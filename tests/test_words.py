@@ -25,7 +25,7 @@ def said(monkeypatch):
 
     first = []
 
-    def fail(message, status, _after_s=0.0):
+    def fail(message, status, _after_s=0.0, **_):
         first.append((status, message))  # the exception here is one more that the command ends with
         raise Ended(*first[0])
 
