@@ -44,6 +44,8 @@ else
   unset MPICONV_TEST_LAB
   echo "== NOT TESTED here: a real emulated lab, and figures 8 and 9 from one ($why)"
 fi
+command -v prterun >/dev/null ||
+  echo "== NOT TESTED here: ranks that are lost while others go on (this mpirun does not outlive them)"
 [ "$(id -u)" != 0 ] || echo "== NOT TESTED here: files that may not be written over (root may write everywhere)"
 [ "$(uname)" = Linux ] || echo "== NOT TESTED here: the peak memory of a slice, notes past a killed mpirun, torch for the CPU (Linux only)"
 python -c 'import sys; from mpiconv.runtime.compute import onednn; sys.exit(not onednn.available())' ||
