@@ -77,7 +77,7 @@ def test_weights_of_another_shape(tmp_path):
 
 
 PLACES = {
-    "joining": "mpiconv.cli.inference:join_world",
+    "joining": "mpiconv.cli.place:join_world",
     "weights": "mpiconv.runtime.weights:Weights._moved",
     "preparing": "mpiconv.runtime.units:local_unit",
     "messages": "mpiconv.runtime.exchange.collective:Collective._post",

@@ -23,7 +23,7 @@ RANKS = 3
 LONG = 100000
 
 PHASES = {
-    "joining": ("mpiconv.cli.inference:join_world", 1, (0, 2)),
+    "joining": ("mpiconv.cli.place:join_world", 1, (0, 2)),
     "building": ("mpiconv.cli.setup:build_model", 1, (0,)),
     "tracing": ("mpiconv.graph.trace:trace", 1, (0,)),
     "plan": ("mpiconv.runtime.building:Plan.from_dict", 1, (0, 2)),
