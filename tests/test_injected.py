@@ -28,7 +28,7 @@ PHASES = {
     "tracing": ("mpiconv.graph.trace:trace", 1, (0,)),
     "plan": ("mpiconv.runtime.building:Plan.from_dict", 1, (0, 2)),
     "weights": ("mpiconv.runtime.weights:Weights._moved", 2, (0, 2)),
-    "buffers": ("mpiconv.job.team:Team.share", 1, (0, 2)),
+    "buffers": ("mpiconv.runtime.exchange.shared:share", 1, (0, 2)),
     "exchange": ("mpiconv.runtime.exchange.shared:SharedExchanger.start", 1, (0, 2)),
     "messages": ("mpiconv.runtime.exchange.messages:Messages.start", 4, (0, 2)),
     "compute": ("mpiconv.runtime.compute.local:LocalUnit.__call__", 20, (0, 2)),
