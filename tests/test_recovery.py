@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from mpi4py import MPI
 
@@ -33,6 +33,7 @@ outlives = pytest.mark.skipif(
 )
 
 
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_a_plan_for_those_who_are_left_does_all(data):
     model, shape = data.draw(nets())
