@@ -41,7 +41,7 @@ class Meanwhile:
         return self._rebalance is not None or bool(self.events)
 
     def begin(self, frames: int) -> None:
-        """The plans were tried; so many frames are to come."""
+        """Begin after the trials; ``frames`` is the number of frames still to run."""
         if self._net.team.watch.lifeline is not None:
             self._surviving.plan_ahead(frames)
         self._watch()
@@ -71,7 +71,7 @@ class Meanwhile:
         self._surviving.job = replace(self._surviving.job, plan=self._net.plan)
 
     def note_losses(self, done: int) -> None:
-        """Note what ranks were lost since this was asked last, when so many pictures were done."""
+        """Record and report ranks lost since the last call; ``done`` is the number of pictures answered by now."""
         new = self._net.losses[sum(event["kind"] == "loss" for event in self.events) :]
         for loss in new:
             self.events.append(event_of(loss, self._net.plan, done, monotonic() - self._begin_s))

@@ -34,7 +34,7 @@ def check_readiness(arguments: argparse.Namespace, ranks: int) -> None:
 
 
 def with_spare_ranks(job: Job, spares: int, cluster: Cluster | None) -> Job:
-    """The job with so many ranks more on this cluster, which do and hold nothing."""
+    """The job with ``spares`` more ranks at the end, which compute nothing and hold no weights."""
     if not spares:
         return job
     trials = tuple(replace(each, plan=with_spares(each.plan, spares)) for each in job.trials if each.turns is None)

@@ -42,7 +42,7 @@ class Lines:
 
     @classmethod
     def after(cls, comm: MPI.Intracomm, places: Sequence[int], losses: int) -> Lines:
-        """The first lines between those who are left after so many losses, 1 at least."""
+        """The first lines between the surviving ranks after loss number ``losses``, counted from 1."""
         return cls(comm, places, count(2 * PARTS * losses))
 
     def twin(self) -> Lines:

@@ -21,7 +21,7 @@ LEAST_S, STARTING_S, MOST_S = 2.0, 10.0, 30.0
 """How long a rank may be silent at least: once pictures are run, and before or where it is rank 0; and at most."""
 
 GAPS = 4
-"""A rank is lost that was silent for so many times the longest gap between two signs of life until then."""
+"""A rank counts as lost once it is silent for GAPS times the longest gap between two signs of life so far."""
 
 
 class Stage(IntEnum):

@@ -45,7 +45,7 @@ def plan_for_left(plan: AnyPlan, left: Sequence[int]) -> AnyPlan:
 
 
 def with_spares(plan: Plan, count: int) -> Plan:
-    """The plan with so many ranks more behind its own, which compute and hold nothing."""
+    """The plan with ``count`` more ranks at the end, which compute nothing and hold no weights."""
     return replace(
         plan,
         boxes=tuple((*row, *[Box()] * count) for row in plan.boxes),

@@ -82,7 +82,6 @@ class Flow:
     def _go_on(self, *, ended: bool) -> None:
         """Do what one frame can do, or wait until something can be done."""
         self._team.watch.check()
-        self._let_in()  # after a loss also where nothing is fed
         active = self._queue.active
         if not active:
             if not ended:
@@ -101,6 +100,7 @@ class Flow:
     def drain(self) -> None:
         """Finish the frames under way; their answers are kept until somebody asks for them."""
         while self._queue.active:
+            self._let_in()
             self._go_on(ended=True)
 
     def answer(self) -> Any:
